@@ -1,0 +1,25 @@
+"""Errors for people: each message says what was wrong, where, and what to do."""
+
+
+class RecoveryError(Exception):
+    """A drill or command could not be carried out; the text is meant for the user."""
+
+
+class PlanError(RecoveryError):
+    """The plan is wrong; the text names the key, the line and the allowed values."""
+
+
+class SandboxError(RecoveryError):
+    """An operation would have left the sandbox, or the sandbox is not ours."""
+
+
+class EngineError(RecoveryError):
+    """A backup tool reported failure, or its result breaks the engine's contract."""
+
+
+class PreparationError(RecoveryError):
+    """A requirement of the plan's `preparation` is not met; nothing was damaged."""
+
+
+class DrillTimeout(RecoveryError):
+    """The drill ran into `execution_controls.timeout`."""
