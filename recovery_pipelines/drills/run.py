@@ -1,0 +1,296 @@
+"""One drill being carried out: its sandbox, clock, journal and record.
+
+`open_drill` owns what must happen on every way out: the record is written, the sandbox is
+destroyed, the teams are told. What the stages of a scenario do is in their own modules.
+"""
+
+import hashlib
+import json
+import logging
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from random import Random
+from types import FrameType
+
+import pandas as pd
+
+from recovery_pipelines.drills.resources import ResourceMeter
+from recovery_pipelines.engines.base import Engine, engine_class
+from recovery_pipelines.errors import DrillTimeout
+from recovery_pipelines.notify import notify
+from recovery_pipelines.plan import DrillSpec
+from recovery_pipelines.plan.model import SCENARIO_STEPS
+from recovery_pipelines.sandbox import Sandbox, Tree, exclusive, reap
+from recovery_pipelines.verdict import CheckResult, Verdict, worst
+
+log = logging.getLogger("recovery_pipelines")
+
+STAGES = (
+    "test_dataset",
+    "incremental_backups",
+    "corruption",
+    "restore",
+    "checksum_validation",
+    "recovery_metrics",
+)
+_STEP_OF_STAGE = (0, 0, 1, 2, 3, 3)
+
+
+def step_of(scenario: str, stage: str) -> str:
+    """The seed's step that a stage belongs to."""
+    return SCENARIO_STEPS[scenario][_STEP_OF_STAGE[STAGES.index(stage)]]
+
+
+@dataclass
+class DrillRun:
+    """The state of one drill. Stages are called in order; what they learn collects here."""
+
+    spec: DrillSpec
+    month: str
+    """The partition, `YYYY-MM-01`."""
+    run_id: str
+    sandbox: Sandbox
+    folder: Path
+    """Where the drill's results are kept, below the data home."""
+    meter: ResourceMeter
+    started_at: datetime
+    checks: list[CheckResult] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
+    """Names of the exception types that ended a stage."""
+    phases: dict[str, float] = field(default_factory=dict)
+    """Seconds by phase of the recovery: detect, fetch, verify, publish."""
+    failures_seen_at: float | None = None
+    """Monotonic time at which the damage was done: resolution time counts from here."""
+    metrics: dict[str, object] = field(default_factory=dict)
+    system_snapshot: dict[str, object] = field(default_factory=dict)
+    canaries: list[dict[str, object]] = field(default_factory=list)
+    _deadline: float = 0.0
+    _in_stage: bool = False
+
+    # --- where things are ---------------------------------------------------------------
+
+    @property
+    def live(self) -> Tree:
+        """The data that is damaged and recovered."""
+        return self.sandbox.tree("live")
+
+    @property
+    def repository(self) -> Tree:
+        return self.sandbox.tree("repository")
+
+    def manifest_path(self, name: str) -> Path:
+        return self.sandbox.tree("manifests").path / f"{name}.parquet"
+
+    def engine(self) -> Engine:
+        """The drill's backup tool, bound to the repository in the sandbox."""
+        return engine_class(self.spec.engine)(
+            self.repository.path,
+            self.sandbox.tree("engine").path,
+            timeout_seconds=self.remaining_seconds,
+            environment=self.sandbox.environment,
+        )
+
+    # --- choices ------------------------------------------------------------------------
+
+    def seed(self, purpose: str) -> int:
+        """A seed that differs by drill, month and purpose, and is the same on a second run."""
+        text = f"{self.spec.name}|{self.month}|{purpose}"
+        return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "big")
+
+    @property
+    def newest_generation(self) -> int:
+        return self.spec.target.increments
+
+    @property
+    def earlier_generation(self) -> int:
+        """The older generation that `incremental_recovery` restores beside the newest."""
+        return Random(self.seed("earlier generation")).randrange(self.newest_generation)
+
+    # --- time and journal ---------------------------------------------------------------
+
+    def remaining_seconds(self) -> float:
+        """Time left before the plan's timeout; raises DrillTimeout if there is none."""
+        remaining = self._deadline - time.monotonic()
+        if remaining <= 0:
+            raise DrillTimeout(
+                f"the drill ran into its timeout of {self.spec.controls.timeout} s: raise "
+                "test_execution.execution_controls.timeout, or make the target smaller"
+            )
+        return remaining
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[bool]:
+        """Journal one stage under the seed's step. Yields False if the plan leaves the step out."""
+        step = step_of(self.spec.scenario.name, name)
+        if step in self.spec.scenario.omitted_steps:
+            self.journal(step=step, stage=name, event="omitted by the plan")
+            yield False
+            return
+        began = time.monotonic()
+        self.journal(step=step, stage=name, event="started")
+        try:
+            self.remaining_seconds()
+            self._in_stage = True
+            yield True
+        except BaseException as error:
+            self._in_stage = False
+            self.errors.append(type(error).__name__)
+            self.journal(step=step, stage=name, event="failed", error=str(error))
+            raise
+        self._in_stage = False
+        elapsed = time.monotonic() - began
+        self.journal(step=step, stage=name, event="finished", seconds=round(elapsed, 3))
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Add the time of the block to a phase of the recovery."""
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self.phases[name] = self.phases.get(name, 0.0) + time.monotonic() - began
+
+    def journal(self, **event: object) -> None:
+        """Append one event to the drill's journal and tell whoever watches."""
+        line = {"at": datetime.now(UTC).isoformat(), "monotonic": time.monotonic(), **event}
+        with (self.folder / "journal.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line, default=str) + "\n")
+        words = " ".join(str(value) for key, value in event.items() if key != "stage")
+        log.info("%s: %s", self.spec.name, words)
+
+    def keep(self, name: str, table: pd.DataFrame) -> None:
+        """Keep a stage's table with the drill's results."""
+        table.to_parquet(self.folder / f"{name}.parquet", index=False)
+
+    # --- the verdict --------------------------------------------------------------------
+
+    @property
+    def not_tested(self) -> list[str]:
+        """What this drill did not prove, for reports."""
+        scenario = self.spec.scenario
+        every = type(scenario.validation_criteria)().names
+        left_out = [name for name in every if name not in scenario.validation_criteria.names]
+        return [
+            *(f"step {step} is left out of the plan" for step in scenario.omitted_steps),
+            *(f"criterion {name} is left out of the plan" for name in left_out),
+            *(f"aspect {name} is not promised by the target" for name in self.spec.target.not_kept),
+        ]
+
+    @property
+    def verdict(self) -> Verdict:
+        """The worst of everything known. Only a complete, error-free, checked drill can PASS."""
+        known = [check.verdict for check in self.checks]
+        if self.errors:
+            known.append(Verdict.ERROR)
+        if self.spec.scenario.omitted_steps or not self.spec.scenario.validation_criteria.names:
+            known.append(Verdict.UNVERIFIED)
+        criteria = set(self.spec.scenario.validation_criteria.names)
+        if not criteria <= {check.name for check in self.checks}:
+            known.append(Verdict.UNVERIFIED)
+        return worst(known)
+
+    def record(self) -> dict[str, object]:
+        """Everything about the drill that outlives it, as JSON values."""
+        return {
+            "drill": self.spec.name,
+            "scenario": self.spec.scenario.name,
+            "target": self.spec.target_name,
+            "engine": self.spec.engine,
+            "month": self.month,
+            "run_id": self.run_id,
+            "started_at": self.started_at.isoformat(),
+            "ended_at": datetime.now(UTC).isoformat(),
+            "verdict": self.verdict,
+            "checks": [asdict(check) for check in self.checks],
+            "canaries": self.canaries,
+            "errors": self.errors,
+            "not_tested": self.not_tested,
+            "metrics": self.metrics,
+            "system_snapshot": self.system_snapshot,
+        }
+
+
+@contextmanager
+def open_drill(spec: DrillSpec, month: str, run_id: str) -> Iterator[DrillRun]:
+    """Carry out one drill inside the block; see the module's text for the guarantees.
+
+    Waits for its turn unless the plan allows `parallel_tests`. Raises DrillTimeout out of the
+    block when the plan's timeout is reached.
+    """
+    home = spec.plan.data_home
+    home.mkdir(parents=True, exist_ok=True)
+    for removed in reap(home):
+        log.warning("removed what a killed drill left behind: %s", removed)
+    timeout_seconds = spec.controls.timeout
+    turn = spec.name if spec.controls.parallel_tests else "drills"
+    with exclusive(home, turn, timeout_seconds, on_wait=lambda: log.info("%s waits", spec.name)):
+        folder = home / "drills" / spec.name / month / run_id
+        folder.mkdir(parents=True, exist_ok=True)
+        with ResourceMeter() as meter, Sandbox.create(home, spec.name) as sandbox:
+            run = DrillRun(
+                spec=spec,
+                month=month,
+                run_id=run_id,
+                sandbox=sandbox,
+                folder=folder,
+                meter=meter,
+                started_at=datetime.now(UTC),
+                _deadline=time.monotonic() + timeout_seconds,
+            )
+            _tell(run, "start", {})
+            try:
+                with _alarm(run, timeout_seconds):
+                    yield run
+            except BaseException as error:
+                if not run.errors:
+                    run.errors.append(type(error).__name__)
+                raise
+            finally:
+                _close(run)
+
+
+def _close(run: DrillRun) -> None:
+    record = run.record()
+    reporting = run.spec.automation.reporting
+    if "metrics" in reporting and run.metrics:
+        run.keep("metrics", pd.DataFrame([run.metrics]))
+    if "detailed_logs" not in reporting:
+        (run.folder / "journal.jsonl").unlink(missing_ok=True)
+    text = json.dumps(record, indent=2, default=str)
+    (run.folder / "record.json").write_text(text + "\n", encoding="utf-8")
+    _tell(run, "completion", {"verdict": run.verdict, "folder": str(run.folder)})
+
+
+def _tell(run: DrillRun, moment: str, details: dict[str, object]) -> None:
+    notifications = run.spec.plan.test_framework.test_execution.preparation.notifications
+    teams: tuple[str, ...] = getattr(notifications, moment)
+    subject = f"recovery drill {run.spec.name} {run.month}: {moment}"
+    notify(run.spec.plan, teams, subject, {"drill": run.spec.name, "month": run.month, **details})
+
+
+@contextmanager
+def _alarm(run: DrillRun, timeout_seconds: float) -> Iterator[None]:
+    """Interrupt a stage that runs past the timeout, wherever it is (main thread only)."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def ring(_signal: int, _frame: FrameType | None) -> None:
+        if run._in_stage:
+            run.remaining_seconds()
+
+    previous = signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, timeout_seconds + 0.01)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
+
+

@@ -1,0 +1,6 @@
+"""The plan: `recovery.yaml`, validated. It mirrors the seed's dictionaries key for key."""
+
+from recovery_pipelines.plan.load import find_plan, load_plan, parse_plan
+from recovery_pipelines.plan.model import DrillSpec, Plan, Scenario, Target
+
+__all__ = ["DrillSpec", "Plan", "Scenario", "Target", "find_plan", "load_plan", "parse_plan"]

@@ -1,0 +1,125 @@
+"""Reading `recovery.yaml`: errors name the file, the line, the key and what is allowed."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from recovery_pipelines.errors import PlanError
+from recovery_pipelines.plan.model import Plan
+
+PLAN_VARIABLE = "RECOVERY_PLAN"
+
+KeyPath = tuple[str | int, ...]
+
+
+def find_plan() -> Path:
+    """The plan named by RECOVERY_PLAN, else `recovery.yaml` here or in a folder above."""
+    named = os.environ.get(PLAN_VARIABLE)
+    if named:
+        return Path(named)
+    here = Path.cwd()
+    for folder in (here, *here.parents):
+        if (folder / "recovery.yaml").is_file():
+            return folder / "recovery.yaml"
+    raise PlanError(
+        f"no recovery.yaml in {here} or above: run in the project's folder, "
+        f"or name the plan with --plan or {PLAN_VARIABLE}"
+    )
+
+
+def load_plan(path: Path) -> Plan:
+    """The validated plan, with `data_home` and target paths made absolute.
+
+    Raises PlanError with one line per mistake.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise PlanError(f"the plan {path} cannot be read: {error}") from None
+    return parse_plan(text, name=str(path), folder=path.absolute().parent)
+
+
+def parse_plan(text: str, *, name: str, folder: Path) -> Plan:
+    """As `load_plan`, from text; `name` stands in messages, `folder` anchors relative paths."""
+    try:
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        lines: dict[KeyPath, int] = {}
+        _index_lines(root, (), lines, name)
+        raw = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise PlanError(f"{name}: not valid YAML: {error}") from None
+    if not isinstance(raw, dict):
+        raise PlanError(f"{name}: the plan must be a mapping with the key `targets`")
+    try:
+        plan = Plan.model_validate(raw)
+    except ValidationError as error:
+        raise PlanError("\n".join(_explain(error, name, lines))) from None
+    targets = {
+        target_name: target.model_copy(update={"path": folder / target.path.expanduser()})
+        if target.path
+        else target
+        for target_name, target in plan.targets.items()
+    }
+    home = folder / plan.data_home.expanduser()
+    return plan.model_copy(update={"data_home": home, "targets": targets})
+
+
+def _index_lines(node: yaml.Node | None, at: KeyPath, lines: dict[KeyPath, int], name: str) -> None:
+    if node is None:
+        return
+    lines.setdefault(at, node.start_mark.line + 1)
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            here = (*at, key.value)
+            line = key.start_mark.line + 1
+            if here in lines:
+                raise PlanError(
+                    f"{name}:{line}: {_dotted(here)}: the key stands twice "
+                    f"(first on line {lines[here]}); remove one"
+                )
+            lines[here] = line
+            _index_lines(value, here, lines, name)
+    elif isinstance(node, yaml.SequenceNode):
+        for position, item in enumerate(node.value):
+            _index_lines(item, (*at, position), lines, name)
+
+
+def _explain(error: ValidationError, name: str, lines: dict[KeyPath, int]) -> list[str]:
+    """One line per distinct mistake. Pydantic's location can hold union members: they are cut."""
+    explained = []
+    for mistake in error.errors(include_url=False, include_input=False):
+        location: KeyPath = mistake["loc"]
+        known = location
+        while known and known not in lines:
+            known = known[:-1]
+        missing = mistake["type"] == "missing"
+        key = location if missing or location in lines else known
+        message = mistake["msg"].removeprefix("Value error, ")
+        if mistake["type"] == "extra_forbidden":
+            message = f"unknown or not yet supported key; known here: {_siblings(location)}"
+        explained.append(f"{name}:{lines.get(known, 1)}: {_dotted(key) or 'plan'}: {message}")
+    return list(dict.fromkeys(explained))
+
+
+def _dotted(location: Sequence[str | int]) -> str:
+    return ".".join(str(part) for part in location)
+
+
+def _siblings(location: KeyPath) -> str:
+    """The keys that are allowed beside the last part of `location`."""
+    model: type[BaseModel] = Plan
+    for part in location[:-1]:
+        if isinstance(part, str) and part in model.model_fields:
+            model = _inner_model(model.model_fields[part].annotation) or model
+    return ", ".join(model.model_fields)
+
+
+def _inner_model(annotation: object) -> type[BaseModel] | None:
+    """The model inside `Model`, `dict[str, Model]`, `tuple[Model, ...]` or `Model | None`."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    arguments = getattr(annotation, "__args__", ())
+    return next((model for model in map(_inner_model, arguments) if model), None)

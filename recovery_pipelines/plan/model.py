@@ -1,0 +1,357 @@
+"""The plan's schema. Every key here has an effect; what does not work yet is not a key."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ByteSize,
+    ConfigDict,
+    Field,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
+
+Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,63}$")]
+
+SCENARIO_STEPS: dict[str, tuple[str, ...]] = {
+    "corruption_recovery": (
+        "create_test_dataset",
+        "simulate_corruption",
+        "trigger_recovery",
+        "validate_data",
+    ),
+    "incremental_recovery": (
+        "create_incremental_backups",
+        "simulate_data_loss",
+        "perform_incremental_restore",
+        "verify_data_state",
+    ),
+}
+"""The seed's steps of each supported scenario: create, damage, recover, verify."""
+
+DataIntegrityCriterion = Literal["all_files_recovered", "checksums_match"]
+StructureCriterion = Literal["directory_structure_intact", "permissions_correct"]
+AccessibilityCriterion = Literal["files_accessible", "applications_functional"]
+Aspect = Literal[
+    "content",
+    "device",
+    "hard_link_group",
+    "link_target",
+    "mode",
+    "mtime",
+    "owner",
+    "type",
+    "xattr",
+]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def _unique(values: tuple[str, ...]) -> tuple[str, ...]:
+    repeated = sorted({value for value in values if values.count(value) > 1})
+    if repeated:
+        raise ValueError(f"named more than once: {', '.join(repeated)}")
+    return values
+
+
+class ValidationCriteria(_Strict):
+    """The asset checks of a scenario, by the seed's groups."""
+
+    data_integrity: tuple[DataIntegrityCriterion, ...] = ("all_files_recovered", "checksums_match")
+    structure: tuple[StructureCriterion, ...] = (
+        "directory_structure_intact",
+        "permissions_correct",
+    )
+    accessibility: tuple[AccessibilityCriterion, ...] = (
+        "files_accessible",
+        "applications_functional",
+    )
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return (*self.data_integrity, *self.structure, *self.accessibility)
+
+    _no_repeats = field_validator("data_integrity", "structure", "accessibility")(_unique)
+
+
+class Scenario(_Strict):
+    """One scenario: what is done, in the seed's steps, and what must hold afterwards."""
+
+    name: Literal["corruption_recovery", "incremental_recovery"]
+    description: str = ""
+    steps: tuple[str, ...]
+    validation_criteria: ValidationCriteria = ValidationCriteria()
+
+    @model_validator(mode="after")
+    def _known_steps_in_order(self) -> Self:
+        known = SCENARIO_STEPS[self.name]
+        unknown = [step for step in self.steps if step not in known]
+        if unknown:
+            raise ValueError(f"unknown step {unknown[0]!r}; allowed, in order: {', '.join(known)}")
+        if list(self.steps) != [step for step in known if step in self.steps]:
+            raise ValueError(f"steps must keep their order: {', '.join(known)}")
+        if known[0] not in self.steps:
+            raise ValueError(f"the first step, {known[0]!r}, cannot be left out")
+        return self
+
+    @property
+    def omitted_steps(self) -> tuple[str, ...]:
+        return tuple(step for step in SCENARIO_STEPS[self.name] if step not in self.steps)
+
+
+Cron = Annotated[str, Field(pattern=r"^(\S+\s+){4}\S+$")]
+
+
+class Automation(_Strict):
+    """When a group's drills start by themselves, who hears of failures, what is kept."""
+
+    schedule: Literal["monthly", "manual"] | Cron = "monthly"
+    """`monthly` (03:00 on the 1st), `manual` (no schedule) or a five-field cron expression."""
+    notification: tuple[Name, ...] = ()
+    """Teams told of a drill that failed."""
+    reporting: tuple[Literal["detailed_logs", "metrics"], ...] = ("detailed_logs", "metrics")
+    """Files kept with each drill's result: `journal.jsonl`, `metrics.parquet`."""
+
+    @property
+    def cron_schedule(self) -> str | None:
+        return {"monthly": "0 3 1 * *", "manual": None}.get(self.schedule, self.schedule)
+
+
+class ScenarioGroup(_Strict):
+    scenarios: tuple[Scenario, ...] = ()
+    automation: Automation = Automation()
+
+    @field_validator("scenarios")
+    @classmethod
+    def _no_repeats(cls, scenarios: tuple[Scenario, ...]) -> tuple[Scenario, ...]:
+        _unique(tuple(scenario.name for scenario in scenarios))
+        return scenarios
+
+
+class TestScenarios(_Strict):
+    data_recovery: ScenarioGroup = ScenarioGroup()
+
+
+class PreparationNotifications(_Strict):
+    start: tuple[Name, ...] = ()
+    completion: tuple[Name, ...] = ()
+
+
+class Preparation(_Strict):
+    """What must hold before a drill damages anything."""
+
+    requirements: tuple[
+        Literal["backup_verification", "system_snapshot", "resource_availability"], ...
+    ] = ("backup_verification", "system_snapshot", "resource_availability")
+    notifications: PreparationNotifications = PreparationNotifications()
+
+
+class ExecutionControls(_Strict):
+    parallel_tests: bool = False
+    timeout: PositiveInt = 3600
+    """Seconds that one drill may take."""
+    retry_attempts: Annotated[int, Field(ge=0, le=10)] = 2
+    """How often a drill that ended in ERROR is run again; a finding (FAIL) never is."""
+    failure_handling: Literal["stop_and_notify", "continue_and_notify"] = "stop_and_notify"
+
+
+class AutomatedChecks(_Strict):
+    data_integrity: tuple[Literal["checksums", "structure", "permissions"], ...] = (
+        "checksums",
+        "structure",
+        "permissions",
+    )
+
+
+class Validation(_Strict):
+    automated_checks: AutomatedChecks = AutomatedChecks()
+
+
+class TestExecution(_Strict):
+    preparation: Preparation = Preparation()
+    execution_controls: ExecutionControls = ExecutionControls()
+    validation: Validation = Validation()
+
+
+class MetricsCollection(_Strict):
+    """The columns of a drill's metrics row, by the seed's groups."""
+
+    performance_metrics: tuple[Literal["recovery_time", "success_rate"], ...] = (
+        "recovery_time",
+        "success_rate",
+    )
+    resource_metrics: tuple[Literal["cpu_usage", "memory_usage", "io_operations"], ...] = (
+        "cpu_usage",
+        "memory_usage",
+        "io_operations",
+    )
+    error_metrics: tuple[Literal["failure_count", "error_types", "resolution_time"], ...] = (
+        "failure_count",
+        "error_types",
+        "resolution_time",
+    )
+
+    @property
+    def names(self) -> frozenset[str]:
+        return frozenset((*self.performance_metrics, *self.resource_metrics, *self.error_metrics))
+
+
+class Metrics(_Strict):
+    collection: MetricsCollection = MetricsCollection()
+
+
+class Reporting(_Strict):
+    metrics: Metrics = Metrics()
+
+
+class TestFramework(_Strict):
+    test_scenarios: TestScenarios = TestScenarios()
+    test_execution: TestExecution = TestExecution()
+    reporting: Reporting = Reporting()
+
+
+class Dataset(_Strict):
+    """Seeded synthetic data that looks like a data team's."""
+
+    size: Annotated[ByteSize, Field(ge=1_000_000)]
+    """Such as `64MB` or `10GB`; at least 1 MB."""
+    seed: int = 1
+
+
+class Faults(_Strict):
+    """The damage that `simulate_corruption` does."""
+
+    kinds: tuple[str, ...] | Literal["all"] = "all"
+    count: PositiveInt = 24
+    """How many faults are injected; kinds are taken in turn."""
+
+
+def _engine_names(value: object) -> object:
+    return (value,) if isinstance(value, str) else value
+
+
+class Target(_Strict):
+    """What must be recoverable: a real tree (`path`, copied, never touched) or test data."""
+
+    path: Path | None = None
+    dataset: Dataset | None = None
+    engines: Annotated[tuple[str, ...], BeforeValidator(_engine_names), Field(min_length=1)] = (
+        "tar",
+    )
+    increments: Annotated[int, Field(ge=3, le=100)] = 3
+    """Incremental backups after the full one, with changes between them."""
+    recovery: Literal["selective", "full"] = "selective"
+    """What `trigger_recovery` restores: only what is damaged, or everything."""
+    faults: Faults = Faults()
+    not_kept: tuple[Aspect, ...] = ()
+    """Aspects that the target does not promise to keep; recorded in every result."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if (self.path is None) == (self.dataset is None):
+            raise ValueError("give either `path` (a real tree to copy) or `dataset` (test data)")
+        return self
+
+
+class Channel(_Strict):
+    """One way to reach a team: exactly one key."""
+
+    log: Literal[True] | None = None
+    """The log of the process."""
+    file: Path | None = None
+    """A file of JSON lines, relative to `data_home`."""
+    webhook: str | None = None
+    """An http(s) address that takes a JSON body, or `env:NAME` for an address that is secret."""
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Self:
+        if sum(way is not None for way in (self.log, self.file, self.webhook)) != 1:
+            raise ValueError("a channel has exactly one of: log, file, webhook")
+        if self.webhook and not re.match(r"^(https?://\S+|env:[A-Za-z_][A-Za-z0-9_]*)$", self.webhook):
+            raise ValueError("webhook must be http://…, https://… or env:NAME")
+        return self
+
+
+@dataclass(frozen=True)
+class DrillSpec:
+    """One drill of the plan: a scenario applied to one target with one engine."""
+
+    name: str
+    group: str
+    scenario: Scenario
+    automation: Automation
+    target_name: str
+    target: Target
+    engine: str
+    plan: "Plan"
+
+    @property
+    def controls(self) -> ExecutionControls:
+        return self.plan.test_framework.test_execution.execution_controls
+
+
+class Plan(_Strict):
+    """The whole configuration of a project's drills."""
+
+    data_home: Path = Path("data")
+    """The folder for everything that drills write; relative to the plan's own folder."""
+    targets: dict[Name, Target]
+    teams: dict[Name, tuple[Channel, ...]] = {}
+    test_framework: TestFramework = TestFramework()
+
+    @model_validator(mode="after")
+    def _teams_exist(self) -> Self:
+        notifications = self.test_framework.test_execution.preparation.notifications
+        named = {*notifications.start, *notifications.completion}
+        for _, group in self.groups():
+            named |= set(group.automation.notification)
+        unknown = sorted(named - set(self.teams))
+        if unknown:
+            raise ValueError(
+                f"notifications name {', '.join(unknown)}, which `teams` does not define; "
+                f"defined: {', '.join(sorted(self.teams)) or 'none'}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _drill_names_differ(self) -> Self:
+        _unique(tuple(drill.name for drill in self.drills()))
+        return self
+
+    def groups(self) -> Iterator[tuple[str, ScenarioGroup]]:
+        scenarios = self.test_framework.test_scenarios
+        for name in type(scenarios).model_fields:
+            yield name, getattr(scenarios, name)
+
+    def drills(self) -> list[DrillSpec]:
+        """Every scenario × target × engine, in the plan's order."""
+        return [
+            DrillSpec(
+                name=drill_name(scenario.name, target_name, engine),
+                group=group_name,
+                scenario=scenario,
+                automation=group.automation,
+                target_name=target_name,
+                target=target,
+                engine=engine,
+                plan=self,
+            )
+            for group_name, group in self.groups()
+            for scenario in group.scenarios
+            for target_name, target in self.targets.items()
+            for engine in target.engines
+        ]
+
+
+def drill_name(scenario: str, target: str, engine: str) -> str:
+    """`corruption_recovery_tar` on the built-in `test_dataset`, else with the target's name."""
+    parts = (scenario, engine) if target == "test_dataset" else (scenario, target, engine)
+    return "_".join(parts)
