@@ -1,0 +1,174 @@
+"""A sandbox: the only place where a drill destroys, made by itself and removed on every way out."""
+
+import contextlib
+import json
+import logging
+import os
+import re
+import stat
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from recovery_pipelines.errors import SandboxError
+from recovery_pipelines.sandbox.lease import (
+    ENVIRONMENT_NAME,
+    Lease,
+    LeaseRecord,
+    dead,
+    kill_process,
+    kill_strays,
+    private_directory,
+    read_lease,
+    survey,
+)
+from recovery_pipelines.sandbox.tree import Links, Tree
+
+_MARKER = ".recovery-sandbox"
+_MARKER_NAME = _MARKER.encode()
+_log = logging.getLogger(__name__)
+
+
+class Sandbox:
+    """A directory of our own: mode 0700, a marker with a random token, and a lease.
+
+    As a context manager it is destroyed at the end. `create` is the way to make one.
+    """
+
+    def __init__(self, path: Path, root: Tree, token: str, lease: Lease) -> None:
+        self.path = path
+        self.token = token
+        self.lease = lease
+        """Name here what else the drill makes, before it is made."""
+        self._root = root
+
+    @classmethod
+    def create(cls, home: Path, label: str) -> "Sandbox":
+        """Make `home`/sandboxes/<label>-<token>, leased to this process."""
+        parent = private_directory(home, "sandboxes")
+        lease = Lease.create(home, label)
+        path = parent / f"{label}-{lease.token}"
+        lease.add("directory", str(path))
+        path.mkdir(mode=0o700)
+        fd = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW)
+        found = os.fstat(fd)
+        lease.add("directory", str(path), device=found.st_dev, inode=found.st_ino)
+        root = _tree(path, fd)
+        marker = {"token": lease.token, "device": found.st_dev, "inode": found.st_ino}
+        root.write(_MARKER_NAME, json.dumps(marker).encode())
+        return cls(path, root, lease.token, lease)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What every child process must carry, so that it is found if we are killed."""
+        return {ENVIRONMENT_NAME: self.token}
+
+    def tree(self, name: str) -> Tree:
+        """The tree `name` in this sandbox; its directory (mode 0700) is made if it is absent."""
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+            raise SandboxError(f"{name!r} cannot name a tree: use letters, digits, '.', '_', '-'")
+        with contextlib.suppress(FileExistsError):
+            self._root.mkdir(name.encode(), 0o700)
+        return self._root.subtree(name.encode())
+
+    def destroy(self) -> None:
+        """Kill and remove everything that the lease names, then the lease. Safe to call twice."""
+        if not self.lease.path.exists():
+            return
+        _remove_all(self.lease.record())
+        self.lease.release()
+
+    def __enter__(self) -> "Sandbox":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.destroy()
+
+
+def reap(home: Path, report: Callable[[str], None] = _log.warning) -> list[str]:
+    """Remove what dead leases name, and only that; returns what was removed.
+
+    Leases whose owner lives are left alone. What cannot be removed safely (a broken lease, a
+    marker that does not match, a sandbox without a lease) is left as it is and told to `report`.
+    Several reapers may run at once.
+    """
+    removed: list[str] = []
+    with survey(home) as leases:
+        for path in leases:
+            with dead(path) as fd:
+                if fd is None:
+                    continue
+                try:
+                    removed += _remove_all(read_lease(path, fd))
+                    path.unlink()
+                except (SandboxError, OSError) as error:
+                    report(f"not removed: {error}")
+        for directory in sorted(private_directory(home, "sandboxes").iterdir()):
+            token = directory.name.rpartition("-")[2]
+            if not (home / "leases" / f"{token}.json").exists() and directory.exists():
+                report(f"not removed: {directory} has no lease, so it is not known to be ours")
+    return removed
+
+
+def _remove_all(record: LeaseRecord) -> list[str]:
+    """Remove what a lease names, the last made first; returns what was there."""
+    unknown = {resource.kind for resource in record.resources} - _REMOVERS.keys()
+    if unknown:
+        raise SandboxError(
+            f"the lease {record.token} names resources of unknown kind: {', '.join(unknown)}"
+        )
+    removed = [f"process {pid}" for pid in kill_strays(record.token)]
+    for resource in reversed(record.resources):
+        if _REMOVERS[resource.kind](resource.name, resource.details | {"token": record.token}):
+            removed.append(f"{resource.kind} {resource.name}")
+    return removed
+
+
+def _remove_directory(name: str, details: dict[str, Any]) -> bool:
+    """Remove a sandbox's directory if it is the one that was leased; False if it is not there."""
+    path = Path(name)
+    try:
+        fd = os.open(path, os.O_PATH | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return False
+    root = _tree(path, fd)
+    found = os.fstat(fd)
+    ours = {"token": details["token"], "device": found.st_dev, "inode": found.st_ino}
+    recorded = {key: details.get(key, ours[key]) for key in ours}
+    if not stat.S_ISDIR(found.st_mode) or recorded != ours:
+        raise SandboxError(f"{path} is not the directory that the lease names: look at it")
+    marker = root.read(_MARKER_NAME) if root.exists(_MARKER_NAME) else b""
+    unfinished = marker == b"" and set(root.listdir()) <= {_MARKER_NAME}
+    if not unfinished and _parsed(marker) != ours:
+        raise SandboxError(f"{path} does not hold the sandbox's own marker: look at it")
+    root.clear(keep=frozenset({_MARKER}))
+    if root.exists(_MARKER_NAME):
+        root.unlink(_MARKER_NAME)
+    path.rmdir()
+    return True
+
+
+def _parsed(marker: bytes) -> object:
+    try:
+        return json.loads(marker)
+    except ValueError:
+        return None
+
+
+def _tree(path: Path, fd: int) -> Tree:
+    """The tree of a sandbox's whole directory."""
+    root = Tree(path, fd, None)
+    root._links = Links(root)
+    return root
+
+
+_REMOVERS: dict[str, Callable[[str, dict[str, Any]], bool]] = {
+    "directory": _remove_directory,
+    "process": kill_process,
+}
