@@ -54,18 +54,27 @@ class Resource:
 class LeaseRecord:
     """What a lease file says: its owner, and the resources in the order in which they were made."""
 
-    token: str
+    path: Path
     label: str
     resources: list[Resource]
+
+    @property
+    def token(self) -> str:
+        return self.path.stem
+
+    @property
+    def sandbox_path(self) -> Path:
+        """Where the lease's sandbox is, and nowhere else."""
+        return self.path.parent.parent / "sandboxes" / f"{self.label}-{self.token}"
 
 
 class Lease:
     """A lease that this process holds. `add` each resource before it is made."""
 
-    def __init__(self, path: Path, fd: int, record: LeaseRecord) -> None:
+    def __init__(self, path: Path, fd: int) -> None:
         self.path = path
-        self.token = record.token
-        self.label = record.label
+        self.token = path.stem
+        self.owner_pid = os.getpid()
         self._fd = fd
         _held_fds.add(fd)  # until released, or the end of the process
 
@@ -84,7 +93,7 @@ class Lease:
             if _lock(fd) and os.fstat(fd).st_nlink == 1:
                 break
             os.close(fd)  # a reaper met the empty file and removed it
-        lease = cls(path, fd, LeaseRecord(token, label, []))
+        lease = cls(path, fd)
         lease._append(
             token=token,
             label=label,
@@ -114,7 +123,11 @@ class Lease:
         _close_held(self._fd)
 
     def _append(self, **line: Any) -> None:
-        os.write(self._fd, json.dumps(line).encode() + b"\n")
+        data = json.dumps(line).encode() + b"\n"
+        size_before = os.fstat(self._fd).st_size
+        if os.write(self._fd, data) != len(data):
+            os.ftruncate(self._fd, size_before)
+            raise SandboxError(f"the lease {self.path} cannot be written: the disk is full")
         os.fsync(self._fd)
 
 
@@ -123,27 +136,23 @@ def read_lease(path: Path, fd: int) -> LeaseRecord:
     content = os.pread(fd, os.fstat(fd).st_size, 0)
     lines = content.split(b"\n")[:-1]  # what follows the last newline was never finished
     if not lines:
-        return LeaseRecord(path.stem, "", [])
+        return LeaseRecord(path, "", [])
     resources: dict[tuple[str, str], dict[str, Any]] = {}
     try:
-        owner, *rest = [json.loads(line) for line in lines]
+        owner, *rest = (json.loads(line) for line in lines)
         if owner["token"] != path.stem:
             raise ValueError("it names another token")
+        label = str(owner["label"])
         for line in rest:
-            kind, name = str(line.pop("kind")), str(line.pop("name"))
-            resources.setdefault((kind, name), {}).update(line)
-        return LeaseRecord(
-            path.stem,
-            str(owner["label"]),
-            [Resource(*key, more) for key, more in resources.items()],
-        )
+            resource = (str(line.pop("kind")), str(line.pop("name")))
+            resources.setdefault(resource, {}).update(line)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise SandboxError(
-            f"the lease {path} is broken ({error}): nothing that it may name was removed; look at "
-            "it, remove by hand what it names, then the file"
+            f"the lease {path} is broken ({type(error).__name__}: {error}): nothing that it may "
+            "name was removed; remove by hand what it names, then the file"
         ) from None
     named = [Resource(kind, name, details) for (kind, name), details in resources.items()]
-    return LeaseRecord(path.stem, label, named)
+    return LeaseRecord(path, label, named)
 
 
 @contextlib.contextmanager
@@ -228,18 +237,17 @@ def exclusive(
         _close_held(fd)
 
 
-def kill_process(name: str, details: dict[str, Any]) -> bool:
+def kill_process(resource: Resource) -> bool:
     """Kill a process if it is still the one that the lease named; returns whether it lived."""
-    if details.get("boot") != _boot_id():
+    pid = int(resource.name)
+    if resource.details["boot"] != _boot_id():
         return False
     try:
-        pidfd = os.pidfd_open(int(name))
+        pidfd = os.pidfd_open(pid)
     except ProcessLookupError:
         return False
     try:
-        if start_time(int(name)) != details["started"]:
-            return False
-        return _kill(pidfd, int(name))
+        return start_time(pid) == resource.details["started"] and _kill(pidfd, pid)
     except ProcessLookupError:
         return False
     finally:

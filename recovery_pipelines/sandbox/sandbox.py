@@ -5,17 +5,16 @@ import json
 import logging
 import os
 import re
-import stat
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 from recovery_pipelines.errors import SandboxError
 from recovery_pipelines.sandbox.lease import (
     ENVIRONMENT_NAME,
     Lease,
     LeaseRecord,
+    Resource,
     dead,
     kill_process,
     kill_strays,
@@ -36,9 +35,9 @@ class Sandbox:
     As a context manager it is destroyed at the end. `create` is the way to make one.
     """
 
-    def __init__(self, path: Path, root: Tree, token: str, lease: Lease) -> None:
+    def __init__(self, path: Path, root: Tree, lease: Lease) -> None:
         self.path = path
-        self.token = token
+        self.token = lease.token
         self.lease = lease
         """Name here what else the drill makes, before it is made."""
         self._root = root
@@ -46,18 +45,21 @@ class Sandbox:
     @classmethod
     def create(cls, home: Path, label: str) -> "Sandbox":
         """Make `home`/sandboxes/<label>-<token>, leased to this process."""
-        parent = private_directory(home, "sandboxes")
+        private_directory(home, "sandboxes")
         lease = Lease.create(home, label)
-        path = parent / f"{label}-{lease.token}"
-        lease.add("directory", str(path))
-        path.mkdir(mode=0o700)
-        fd = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW)
-        found = os.fstat(fd)
-        lease.add("directory", str(path), device=found.st_dev, inode=found.st_ino)
-        root = _tree(path, fd)
-        marker = {"token": lease.token, "device": found.st_dev, "inode": found.st_ino}
-        root.write(_MARKER_NAME, json.dumps(marker).encode())
-        return cls(path, root, lease.token, lease)
+        try:
+            path = lease.record().sandbox_path
+            lease.add("directory", str(path))
+            path.mkdir(mode=0o700)
+            root = _open_root(path)
+            found = root.stat(b"")
+            lease.add("directory", str(path), device=found.st_dev, inode=found.st_ino)
+            root.write(_MARKER_NAME, json.dumps(_identity(lease.token, found)).encode())
+        except BaseException:
+            _remove_all(lease.record())
+            lease.release()
+            raise
+        return cls(path, root, lease)
 
     @property
     def environment(self) -> dict[str, str]:
@@ -73,8 +75,11 @@ class Sandbox:
         return self._root.subtree(name.encode())
 
     def destroy(self) -> None:
-        """Kill and remove everything that the lease names, then the lease. Safe to call twice."""
-        if not self.lease.path.exists():
+        """Kill and remove everything that the lease names, then the lease.
+
+        Nothing happens the second time, or in a forked child.
+        """
+        if self.lease.owner_pid != os.getpid() or not self.lease.path.exists():
             return
         _remove_all(self.lease.record())
         self.lease.release()
@@ -120,28 +125,27 @@ def _remove_all(record: LeaseRecord) -> list[str]:
     """Remove what a lease names, the last made first; returns what was there."""
     unknown = {resource.kind for resource in record.resources} - _REMOVERS.keys()
     if unknown:
-        raise SandboxError(
-            f"the lease {record.token} names resources of unknown kind: {', '.join(unknown)}"
-        )
+        raise SandboxError(f"the lease {record.path} names an unknown kind: {', '.join(unknown)}")
     removed = [f"process {pid}" for pid in kill_strays(record.token)]
     for resource in reversed(record.resources):
-        if _REMOVERS[resource.kind](resource.name, resource.details | {"token": record.token}):
+        if _REMOVERS[resource.kind](record, resource):
             removed.append(f"{resource.kind} {resource.name}")
     return removed
 
 
-def _remove_directory(name: str, details: dict[str, Any]) -> bool:
-    """Remove a sandbox's directory if it is the one that was leased; False if it is not there."""
-    path = Path(name)
+def _remove_directory(record: LeaseRecord, resource: Resource) -> bool:
+    """Remove the lease's sandbox if it is the one that was made; False if it is not there."""
+    path = record.sandbox_path
+    if resource.name != str(path):
+        raise SandboxError(f"the lease {record.path} names {resource.name}, which is no sandbox")
     try:
-        fd = os.open(path, os.O_PATH | os.O_NOFOLLOW)
+        root = _open_root(path)
     except FileNotFoundError:
         return False
-    root = _tree(path, fd)
-    found = os.fstat(fd)
-    ours = {"token": details["token"], "device": found.st_dev, "inode": found.st_ino}
-    recorded = {key: details.get(key, ours[key]) for key in ours}
-    if not stat.S_ISDIR(found.st_mode) or recorded != ours:
+    except NotADirectoryError:
+        raise SandboxError(f"{path} is no directory, but a link or a file: look at it") from None
+    ours = _identity(record.token, root.stat(b""))
+    if ours != ours | resource.details:
         raise SandboxError(f"{path} is not the directory that the lease names: look at it")
     marker = root.read(_MARKER_NAME) if root.exists(_MARKER_NAME) else b""
     unfinished = marker == b"" and set(root.listdir()) <= {_MARKER_NAME}
@@ -154,6 +158,11 @@ def _remove_directory(name: str, details: dict[str, Any]) -> bool:
     return True
 
 
+def _identity(token: str, found: os.stat_result) -> dict[str, str | int]:
+    """What the marker says: a copy of it elsewhere has another device or inode."""
+    return {"token": token, "device": found.st_dev, "inode": found.st_ino}
+
+
 def _parsed(marker: bytes) -> object:
     try:
         return json.loads(marker)
@@ -161,14 +170,12 @@ def _parsed(marker: bytes) -> object:
         return None
 
 
-def _tree(path: Path, fd: int) -> Tree:
-    """The tree of a sandbox's whole directory."""
-    root = Tree(path, fd, None)
-    root._links = Links(root)
-    return root
+def _open_root(path: Path) -> Tree:
+    fd = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW)
+    return Tree(path, fd, Links(Tree(path, os.dup(fd), None)))
 
 
-_REMOVERS: dict[str, Callable[[str, dict[str, Any]], bool]] = {
+_REMOVERS: dict[str, Callable[[LeaseRecord, Resource], bool]] = {
     "directory": _remove_directory,
-    "process": kill_process,
+    "process": lambda record, resource: kill_process(resource),
 }
