@@ -1,9 +1,10 @@
 """The protocol that every fault follows: one damage done on purpose, seeded and recorded."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from enum import StrEnum
 from random import Random
-from typing import ClassVar, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 from recovery_pipelines.sandbox import Tree
 
@@ -33,6 +34,7 @@ class InjectedFault:
     layer: Layer
     family: Family
     path: bytes
+    """The entry that differs afterwards (of several: the one that holds or leads them)."""
     detail: str
     before: str
     after: str
@@ -44,12 +46,32 @@ class InjectedFault:
 
 @runtime_checkable
 class Fault(Protocol):
-    """One kind of damage. Registered under the entry-point group `recovery_pipelines.faults`."""
+    """One kind of damage.
 
-    kind: ClassVar[str]
-    family: ClassVar[Family]
-    caught_by: ClassVar[tuple[str, ...]]
+    Others are registered as classes (or factories) without arguments: under the entry-point
+    group `recovery_pipelines.faults` for any tree, `recovery_pipelines.repository_faults` for
+    the repositories of backup engines.
+    """
 
-    def inject(self, tree: Tree, layer: Layer, rng: Random) -> InjectedFault | None:
-        """Do the damage once at a place chosen by `rng`; None if the tree offers no place."""
+    @property
+    def kind(self) -> str:
+        """Unique in its catalogue."""
+        ...
+
+    @property
+    def family(self) -> Family: ...
+
+    @property
+    def caught_by(self) -> tuple[str, ...]:
+        """As in `InjectedFault`."""
+        ...
+
+    def inject(
+        self, tree: Tree, layer: Layer, rng: Random, avoid: Collection[bytes] = ()
+    ) -> InjectedFault | None:
+        """Do the damage once at a place chosen by `rng`; None if the tree offers no place.
+
+        Keeps clear of the paths in `avoid`, of what is below and what is above them, so that
+        several faults do not undo or hide one another.
+        """
         ...

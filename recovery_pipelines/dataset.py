@@ -1,0 +1,659 @@
+"""What a drill practises on: seeded synthetic data, or a copy of a real tree; and its changes.
+
+The synthetic data looks like a data team's. Everything in it follows from the seed: bytes,
+names, modes, owners and mtimes.
+"""
+
+import errno
+import gzip
+import itertools
+import os
+import sqlite3
+import stat
+import struct
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from typing import IO
+from zlib import crc32
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv as pa_csv
+import pyarrow.parquet as pq
+
+from recovery_pipelines.errors import PreparationError
+from recovery_pipelines.faults import edit
+from recovery_pipelines.sandbox import Tree
+from recovery_pipelines.tools import run_tool
+
+# --- synthetic data ---------------------------------------------------------------------------
+
+_PARQUET_SHARE = 0.40
+_BINARY_SHARE = 0.20
+_CSV_SHARE = 0.10
+_JSON_SHARE = 0.10
+_SQLITE_SHARE = 0.08
+_GZIP_SHARE = 0.06
+_SMALL_FILES_SHARE = 0.06
+
+_MIB = 1 << 20
+_MEAN_SMALL_FILE_BYTES = 3000
+_MAX_SMALL_FILES = 250_000
+_MAX_SQLITE_BYTES = 512 * _MIB
+_EPOCH_2020_SECONDS = 1_577_836_800
+_DAY_SECONDS = 86_400
+_OLDEST_MTIME_NS = 1_420_070_400 * 10**9  # 2015-01-01
+_NEWEST_MTIME_NS = 1_704_067_200 * 10**9  # 2024-01-01
+
+_DIRECTORIES = (
+    b"app",
+    b"awkward",
+    b"awkward/dir [with] spaces\n*",
+    b"deep/" + b"/".join(b"level-%02d" % level for level in range(12)),
+    b"empty",
+    b"empty/nested",
+    b"exports",
+    b"links",
+    b"logs",
+    b"models",
+    b"outbox",
+    b"people/analyst",
+    b"people/service",
+    b"scratch",
+    b"warehouse/customers",
+    b"warehouse/events",
+    b"warehouse/orders",
+)
+_AWKWARD_NAMES = (
+    b"-leading-dash",
+    b"--help",
+    b" spaces  around ",
+    b"new\nline",
+    b"tab\tand\rreturn",
+    b"non-utf8-\xff\xfe.txt",
+    b"latin1-caf\xe9",
+    "ünï-✓-日本".encode(),
+    b"[glob]*?\\{a,b}",
+    b"*",
+    b"\\",
+    b"quote'\"`$(true);&|",
+    b"~",
+    b"#comment",
+    b"...",
+    b".hidden",
+    b"long-" + b"n" * 220,
+)
+_DIRECTORY_MODES = {
+    b"": 0o755,
+    b"empty/nested": 0o700,
+    b"outbox": 0o1777,
+    b"people/analyst": 0o750,
+    b"people/service": 0o700,
+    b"warehouse": 0o2775,
+    b"warehouse/customers": 0o2775,
+    b"warehouse/events": 0o2770,
+    b"warehouse/orders": 0o2775,
+}
+_FILE_MODES = (0o644, 0o644, 0o644, 0o640, 0o600, 0o755, 0o444)
+_OWNERS = {b"people/analyst": (1000, 1000), b"people/service": (65534, 65534)}
+
+_ACL_ACCESS = "system.posix_acl_access"
+_ACL_DEFAULT = "system.posix_acl_default"
+
+
+def build_dataset(tree: Tree, *, size_bytes: int, seed: int) -> tuple[str, ...]:
+    """Fill the empty `tree` with about `size_bytes` (1 MB and more) of synthetic data.
+
+    Returns what had to be left out because the file system or the user cannot hold it: any of
+    "access control lists", "extended attributes", "non-UTF-8 names", "other owners".
+    The same seed and size give the same bytes and metadata for the same user on the same machine.
+    """
+    _require_empty(tree)
+    for directory in _DIRECTORIES:
+        _make_directories(tree, directory)
+    for part, share in (
+        (_tables, _PARQUET_SHARE),
+        (_binaries, _BINARY_SHARE),
+        (_csv_exports, _CSV_SHARE),
+        (_json_lines, _JSON_SHARE),
+        (_database, _SQLITE_SHARE),
+        (_logs, _GZIP_SHARE),
+    ):
+        part(tree, _numbers(seed, part.__name__), int(size_bytes * share))
+    _small_files(tree, Random(f"{seed}:small"), int(size_bytes * _SMALL_FILES_SHARE))
+    _sparse_files(tree, Random(f"{seed}:sparse"))
+    left_out = _awkward_names(tree, Random(f"{seed}:awkward"))
+    _links(tree)
+    left_out += _metadata(tree, Random(f"{seed}:metadata"))
+    return tuple(sorted(left_out))
+
+
+def _require_empty(tree: Tree) -> None:
+    if next(iter(tree.walk()), None) is not None:
+        raise PreparationError(f"{tree.path} is not empty: new data needs an empty directory")
+
+
+def _make_directories(tree: Tree, path: bytes) -> None:
+    for above in itertools.accumulate(path.split(b"/"), lambda left, right: left + b"/" + right):
+        if not tree.exists(above):
+            tree.mkdir(above, 0o755)
+
+
+def _numbers(seed: int, part: str) -> np.random.Generator:
+    return np.random.default_rng([seed & (2**64 - 1), crc32(part.encode())])
+
+
+def _create(tree: Tree, path: bytes) -> IO[bytes]:
+    return os.fdopen(tree.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644), "w+b")
+
+
+def _parts(budget_bytes: int, part_bytes: int, at_least: int) -> list[int]:
+    """The sizes of the files that share a budget."""
+    count = max(at_least, -(-budget_bytes // part_bytes))
+    return [budget_bytes // count] * count
+
+
+def _words(rng: np.random.Generator, rows: int, words: tuple[str, ...]) -> pa.Array:
+    return pa.array(words).take(pa.array(rng.integers(0, len(words), rows)))
+
+
+def _moments(rng: np.random.Generator, rows: int) -> pa.Array:
+    seconds = _EPOCH_2020_SECONDS + rng.integers(0, 1400 * _DAY_SECONDS, rows)
+    return pa.array(np.sort(seconds) * 1_000_000, pa.timestamp("us"))
+
+
+def _orders(rng: np.random.Generator, rows: int) -> pa.Table:
+    note = _words(rng, rows, ("gift", "express", "call before delivery", "fragile, keep dry"))
+    return pa.table(
+        {
+            "order_id": rng.integers(0, 2**40, rows),
+            "customer_id": rng.integers(0, 5_000_000, rows, dtype=np.int32),
+            "amount": np.round(rng.gamma(2.0, 40.0, rows), 2),
+            "currency": _words(rng, rows, ("EUR", "USD", "GBP", "JPY", "CHF")),
+            "placed_at": _moments(rng, rows),
+            "note": pa.compute.if_else(pa.array(rng.random(rows) < 0.2), note, None),
+        }
+    )
+
+
+def _customers(rng: np.random.Generator, rows: int) -> pa.Table:
+    return pa.table(
+        {
+            "customer_id": rng.integers(0, 5_000_000, rows),
+            "country": _words(rng, rows, ("DE", "FR", "US", "JP", "BR", "IN", "ZA")),
+            "score": rng.standard_normal(rows),
+            "active": rng.random(rows) < 0.7,
+            "since": _moments(rng, rows),
+        }
+    )
+
+
+def _events(rng: np.random.Generator, rows: int) -> pa.Table:
+    return pa.table(
+        {
+            "at": _moments(rng, rows),
+            "level": _words(rng, rows, ("INFO", "INFO", "INFO", "DEBUG", "WARNING", "ERROR")),
+            "service": _words(rng, rows, ("checkout", "search", "billing", "ingest", "auth")),
+            "request": rng.integers(0, 2**63, rows),
+            "seconds": np.round(rng.exponential(0.2, rows), 6),
+            "message": _words(
+                rng, rows, ("request done", "cache miss", "retrying upstream", "slow query")
+            ),
+        }
+    )
+
+
+_TableMaker = Callable[[np.random.Generator, int], pa.Table]
+
+
+def _batches(
+    make: _TableMaker, rng: np.random.Generator, file: IO[bytes], size_bytes: int
+) -> Iterator[pa.Table]:
+    """Tables to write until the file is about full: at least a few, none over 100 000 rows."""
+    rows = min(100_000, max(50, size_bytes // 250))
+    while file.tell() < size_bytes:
+        yield make(rng, rows)
+
+
+def _tables(tree: Tree, rng: np.random.Generator, budget_bytes: int) -> None:
+    for directory, make, share in (
+        (b"warehouse/orders", _orders, 0.5),
+        (b"warehouse/customers", _customers, 0.2),
+        (b"warehouse/events", _events, 0.3),
+    ):
+        for number, size in enumerate(_parts(int(budget_bytes * share), 64 * _MIB, 2)):
+            with _create(tree, b"%s/part-%05d.parquet" % (directory, number)) as file:
+                schema = make(rng, 1).schema
+                with pq.ParquetWriter(file, schema, compression="zstd") as writer:
+                    for table in _batches(make, rng, file, size):
+                        writer.write_table(table)
+
+
+def _binaries(tree: Tree, rng: np.random.Generator, budget_bytes: int) -> None:
+    for number, size in enumerate(_parts(budget_bytes, 2048 * _MIB, 1)):
+        with _create(tree, b"models/weights-%02d.bin" % number) as file:
+            for offset in range(0, size, _MIB):
+                file.write(rng.bytes(min(_MIB, size - offset)))
+
+
+def _csv_exports(tree: Tree, rng: np.random.Generator, budget_bytes: int) -> None:
+    for number, size in enumerate(_parts(budget_bytes, 256 * _MIB, 3)):
+        with _create(tree, b"exports/orders-%d.csv" % (2020 + number)) as file:
+            for table in _batches(_orders, rng, file, size):
+                header = pa_csv.WriteOptions(include_header=file.tell() == 0)
+                pa_csv.write_csv(table, file, header)
+
+
+def _json_lines(tree: Tree, rng: np.random.Generator, budget_bytes: int) -> None:
+    for number, size in enumerate(_parts(budget_bytes, 256 * _MIB, 3)):
+        with _create(tree, b"exports/customers-%02d.jsonl" % number) as file:
+            for table in _batches(_customers, rng, file, size):
+                frame = table.to_pandas()
+                text = frame.to_json(orient="records", lines=True, date_format="iso")
+                file.write(text.encode())
+
+
+def _database(tree: Tree, rng: np.random.Generator, budget_bytes: int) -> None:
+    budget_bytes = min(budget_bytes, _MAX_SQLITE_BYTES)
+    rows = min(20_000, max(50, budget_bytes // 600))
+    path = tree.path / "app" / "shop.db"
+    with closing(sqlite3.connect(path)) as database:
+        database.executescript(
+            "PRAGMA page_size = 4096; PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF;"
+            "CREATE TABLE customers (id INTEGER PRIMARY KEY, country TEXT, score REAL);"
+            "CREATE TABLE orders (id INTEGER PRIMARY KEY, customer_id INTEGER, amount REAL,"
+            " currency TEXT, note TEXT);"
+            "CREATE TABLE blobs (name TEXT PRIMARY KEY, content BLOB);"
+            "CREATE INDEX orders_by_customer ON orders (customer_id);"
+        )
+        while path.stat().st_size < budget_bytes:
+            customers = _customers(rng, rows).select(["country", "score"])
+            database.executemany(
+                "INSERT INTO customers (country, score) VALUES (?, ?)",
+                zip(*customers.to_pydict().values(), strict=True),
+            )
+            orders = _orders(rng, rows).select(["customer_id", "amount", "currency", "note"])
+            database.executemany(
+                "INSERT INTO orders (customer_id, amount, currency, note) VALUES (?, ?, ?, ?)",
+                zip(*orders.to_pydict().values(), strict=True),
+            )
+            blob = rng.bytes(1000)
+            database.execute("INSERT INTO blobs VALUES (?, ?)", (blob[:8].hex(), blob))
+            database.commit()
+
+
+def _logs(tree: Tree, rng: np.random.Generator, budget_bytes: int) -> None:
+    plain = pa_csv.WriteOptions(include_header=False, delimiter=" ")
+    for number, size in enumerate(_parts(budget_bytes, 16 * _MIB, 3)):
+        with (
+            _create(tree, b"logs/service-%05d.log.gz" % number) as file,
+            gzip.GzipFile("", "wb", compresslevel=1, fileobj=file, mtime=0) as stream,
+        ):
+            for table in _batches(_events, rng, file, size):
+                pa_csv.write_csv(table, stream, plain)
+                stream.flush()
+
+
+def _small_files(tree: Tree, rng: Random, budget_bytes: int) -> None:
+    count = min(_MAX_SMALL_FILES, max(30, budget_bytes // _MEAN_SMALL_FILE_BYTES))
+    mean = min(budget_bytes / count, 20 * _MEAN_SMALL_FILE_BYTES)
+    for number in range(count):
+        if number % 250 == 0:
+            directory = b"small/%04d" % (number // 250)
+            _make_directories(tree, directory)
+        size = int(rng.expovariate(1 / mean))
+        text = rng.randbytes(-(-size // 2)).hex().encode()[:size]
+        tree.write(b"%s/note-%06d.txt" % (directory, number), text)
+    tree.write(b"small/empty.txt", b"")
+
+
+def _sparse_files(tree: Tree, rng: Random) -> None:
+    """One file mostly of holes (its last bytes too), one with zeros that are really written."""
+    with _create(tree, b"scratch/sparse.img") as file:
+        for offset in (0, 4 * _MIB):
+            file.seek(offset)
+            file.write(rng.randbytes(10_000))
+        file.truncate(8 * _MIB)
+    tree.write(b"scratch/zeros.img", bytes(65_536) + rng.randbytes(10_000))
+
+
+def _awkward_names(tree: Tree, rng: Random) -> list[str]:
+    left_out = set()
+    for number, name in enumerate(_AWKWARD_NAMES):
+        directory = b"awkward" if number % 3 else b"awkward/dir [with] spaces\n*"
+        try:
+            tree.write(directory + b"/" + name, rng.randbytes(rng.randrange(1, 2000)))
+        except OSError as error:
+            if error.errno not in (errno.EILSEQ, errno.EINVAL):
+                raise
+            left_out.add("non-UTF-8 names")
+    tree.write(_DIRECTORIES[3] + b"/bottom.txt", rng.randbytes(100))
+    return list(left_out)
+
+
+def _links(tree: Tree) -> None:
+    tree.symlink(b"../warehouse/orders/part-00000.parquet", b"links/newest")
+    tree.symlink(b"../small", b"links/directory")
+    tree.symlink(b"../nowhere/file", b"links/dangling")
+    tree.symlink(b"/nonexistent/absolute", b"links/absolute")
+    tree.symlink(b"non-utf8-\xe9\n", b"links/awkward target")
+    tree.link(b"small/0000/note-000000.txt", b"links/hard-1")
+    tree.link(b"small/0000/note-000000.txt", b"people/hard-2")
+    tree.link(b"exports/customers-00.jsonl", b"links/hard.jsonl")
+
+
+def _metadata(tree: Tree, rng: Random) -> list[str]:
+    """xattrs, owners, modes, ACLs and mtimes, in the order in which none undoes another."""
+    left_out = []
+    entries = list(tree.walk())
+    if not _optional(lambda: _xattrs(tree, rng)):
+        left_out.append("extended attributes")
+    if os.geteuid() == 0:
+        for path, _ in entries:
+            owner = _OWNERS.get(path) or _OWNERS.get(edit.parent(path))
+            if owner and path != b"people/hard-2":
+                tree.chown(path, *owner)
+    else:
+        left_out.append("other owners")
+    modes = {
+        path: _DIRECTORY_MODES.get(path, 0o755)
+        if stat.S_ISDIR(entry.st_mode)
+        else rng.choice(_FILE_MODES)
+        for path, entry in entries
+        if not stat.S_ISLNK(entry.st_mode)
+    }
+    for path, mode in {b"": _DIRECTORY_MODES[b""], **modes}.items():
+        tree.chmod(path, mode)
+    if not _optional(lambda: _access_control_lists(tree)):
+        left_out.append("access control lists")
+    for path in [*(path for path, _ in reversed(entries)), b""]:
+        moment = rng.randrange(_OLDEST_MTIME_NS, _NEWEST_MTIME_NS)
+        tree.utime_ns(path, moment, moment)
+    return left_out
+
+
+def _optional(action: Callable[[], None]) -> bool:
+    """Whether the file system could do it."""
+    try:
+        action()
+    except OSError as error:
+        if error.errno != errno.EOPNOTSUPP:
+            raise
+        return False
+    return True
+
+
+def _xattrs(tree: Tree, rng: Random) -> None:
+    tree.setxattr(b"warehouse", "user.owner", b"data-platform")
+    tree.setxattr(b"exports/orders-2020.csv", "user.comment", "réviewed ✓".encode())
+    tree.setxattr(b"exports/orders-2021.csv", "user.binary", rng.randbytes(300))
+    tree.setxattr(b"small/0000/note-000001.txt", "user.empty", b"")
+    for number in range(2, 7):
+        name = b"small/0000/note-%06d.txt" % number
+        tree.setxattr(name, "user.checksum", rng.randbytes(16).hex().encode())
+
+
+def _access_control_lists(tree: Tree) -> None:
+    tree.setxattr(b"people", _ACL_DEFAULT, _acl(owner=7, user_id=65534, user=5, group=5))
+    tree.setxattr(b"people", _ACL_ACCESS, _acl(owner=7, user_id=65534, user=5, group=5))
+    for number, name in enumerate((b"app/shop.db", b"exports/orders-2020.csv", b"empty")):
+        tree.setxattr(name, _ACL_ACCESS, _acl(owner=7, user_id=1000 + number, user=6, group=4))
+    for number in range(5, 10):
+        name = b"small/0000/note-%06d.txt" % number
+        tree.setxattr(name, _ACL_ACCESS, _acl(owner=6, user_id=1000, user=4, group=0))
+
+
+def _acl(*, owner: int, user_id: int, user: int, group: int) -> bytes:
+    """A POSIX ACL as the kernel's xattr: owner, one named user, group, mask, nobody else.
+
+    Layout (linux/posix_acl_xattr.h): version 2, then (tag u16, permissions u16, id u32) each.
+    """
+    no_id = 0xFFFFFFFF
+    rows = (
+        (0x01, owner, no_id),
+        (0x02, user, user_id),
+        (0x04, group, no_id),
+        (0x10, group | user, no_id),
+        (0x20, 0, no_id),
+    )
+    return struct.pack("<I", 2) + b"".join(struct.pack("<HHI", *row) for row in rows)
+
+
+# --- copies of real trees ---------------------------------------------------------------------
+
+
+def copy_tree(source: Path, tree: Tree, timeout_seconds: float) -> None:
+    """Copy a real tree faithfully into the empty `tree`, its root's metadata included (cp -a).
+
+    Raises PreparationError for a source that is no directory, overlaps the sandbox or cannot be
+    read in full; DrillTimeout after `timeout_seconds`.
+    """
+    _require_empty(tree)
+    if not source.is_dir():
+        raise PreparationError(f"the target {source} is not a directory: correct its path")
+    real, inside = source.resolve(), tree.path.resolve()
+    if real == inside or inside in real.parents or real in inside.parents:
+        raise PreparationError(
+            f"the target {source} and the sandbox {tree.path} lie in one another: "
+            "move the data home or choose another target"
+        )
+    options = ["-a", "--preserve=xattr", "--reflink=auto", "--sparse=auto", "-T", "--"]
+    done = run_tool(["cp", *options, real, tree.path], timeout_seconds=timeout_seconds)
+    if done.returncode != 0:
+        raise PreparationError(
+            f"the target {source} could not be copied in full: {done.complaint}\n"
+            "run the drill as a user who may read all of it, or choose another target"
+        )
+
+
+# --- changes between increments ---------------------------------------------------------------
+
+_CHANGED_DIVISOR = 50
+_FEWEST_CHANGES = 8
+_MOST_CHANGES = 400
+_SQLITE_MAGIC = b"SQLite format 3\0"
+_GZIP_MAGIC = b"\x1f\x8b"
+_PARQUET_MAGIC = b"PAR1"
+_MAX_PARQUET_BYTES = 256 * _MIB
+_APPLICATION_SUFFIXES = (b".db", b".sqlite", b".parquet", b".gz")
+
+
+@dataclass(frozen=True)
+class Changes:
+    """How many entries `change_dataset` touched, by what it did to them."""
+
+    edited: int
+    metadata_changed: int
+    deleted: int
+    renamed: int
+    directories_renamed: int
+    added: int
+
+    @property
+    def total(self) -> int:
+        return (
+            self.edited
+            + self.metadata_changed
+            + self.deleted
+            + self.renamed
+            + self.directories_renamed
+            + self.added
+        )
+
+
+def change_dataset(tree: Tree, *, seed: int) -> Changes:
+    """Change a bounded share of any tree, as a working day would; applications stay valid.
+
+    About 2 % of the files, at least 8 where there are as many, at most 400. mtimes follow from
+    the seed: a changed file (or directory) moves ahead of what it was.
+    """
+    rng = Random(f"{seed}:changes")
+    entries = list(tree.walk())
+    files = [path for path, entry in entries if stat.S_ISREG(entry.st_mode)]
+    directories = [b"", *(path for path, entry in entries if stat.S_ISDIR(entry.st_mode))]
+    share = min(max(len(files) // _CHANGED_DIVISOR, _FEWEST_CHANGES), _MOST_CHANGES)
+    chosen = _choose_files(files, min(share, len(files) // 2), rng)
+    few = max(1, len(chosen) // 5) if len(chosen) >= 4 else 0
+    deleted, renamed, metadata = (
+        [chosen.pop() for _ in range(few)],
+        [chosen.pop() for _ in range(few)],
+        [chosen.pop() for _ in range(few)],
+    )
+    for path in chosen:
+        if not _edit_file(tree, path, rng):
+            metadata.append(path)
+    for path in metadata:
+        _change_metadata(tree, path, rng)
+    for path in deleted:
+        with edit.advancing(tree, edit.parent(path), rng):
+            tree.unlink(path)
+    for path in renamed:
+        _move(tree, path, rng.choice(directories), rng)
+    return Changes(
+        edited=len(set(chosen) - set(metadata)),
+        metadata_changed=len(metadata),
+        deleted=len(deleted),
+        renamed=len(renamed),
+        added=_add_entries(tree, directories, max(1, share // 4), rng),
+        directories_renamed=_move_directory(tree, entries, share, rng),
+    )
+
+
+def _choose_files(files: list[bytes], count: int, rng: Random) -> list[bytes]:
+    """A sample that starts with one file of each application, so that these get edited."""
+    chosen = {}
+    for suffix in _APPLICATION_SUFFIXES:
+        candidates = [path for path in files if path.endswith(suffix)]
+        if candidates:
+            chosen[rng.choice(candidates)] = True
+    for path in rng.sample(files, count):
+        chosen[path] = True
+    return list(chosen)[:count]
+
+
+def _edit_file(tree: Tree, path: bytes, rng: Random) -> bool:
+    """Change the content; False for an application's file that this cannot change validly."""
+    with edit.advancing(tree, path, rng):
+        head = edit.read_range(tree, path, 0, len(_SQLITE_MAGIC))
+        if head == _SQLITE_MAGIC:
+            return _edit_sqlite(tree, path, rng)
+        if head.startswith(_PARQUET_MAGIC):
+            return _edit_parquet(tree, path, rng)
+        size = tree.stat(path).st_size
+        if head.startswith(_GZIP_MAGIC):  # one more member keeps the stream valid
+            member = gzip.compress(rng.randbytes(rng.randrange(1, 5000)), mtime=0)
+            edit.write_range(tree, path, size, member)
+            return True
+        kind = rng.choice(("append", "overwrite", "rewrite")) if size else "append"
+        if kind == "append":
+            edit.write_range(tree, path, size, rng.randbytes(rng.randrange(1, 5000)))
+        elif kind == "overwrite":
+            offset = rng.randrange(size)
+            old = edit.read_range(tree, path, offset, rng.randrange(1, 4097))
+            edit.write_range(tree, path, offset, bytes(byte ^ 0x5A for byte in old))
+        else:
+            edit.rewrite(tree, path, [rng.randbytes(rng.randrange(1, 20_000))])
+        return True
+
+
+def _edit_sqlite(tree: Tree, path: bytes, rng: Random) -> bool:
+    """Insert rows, if the database is whole and nobody has it open."""
+    if any(tree.exists(path + suffix) for suffix in (b"-wal", b"-journal")):
+        return False
+    name = bytes(tree.path) + b"/" + path
+    try:
+        with (
+            edit.quiet(tree, edit.parent(path)),
+            closing(sqlite3.connect(name)) as database,
+            database,
+        ):
+            database.execute("CREATE TABLE IF NOT EXISTS drill_changes (id INTEGER, note TEXT)")
+            rows = ((rng.randrange(2**32), rng.randbytes(20).hex()) for _ in range(100))
+            database.executemany("INSERT INTO drill_changes VALUES (?, ?)", rows)
+    except sqlite3.Error:
+        return False
+    return True
+
+
+def _edit_parquet(tree: Tree, path: bytes, rng: Random) -> bool:
+    """Write a new file of the same rows and some more, if this one can be read."""
+    if tree.stat(path).st_size > _MAX_PARQUET_BYTES:
+        return False
+    try:
+        with os.fdopen(tree.open(path, os.O_RDONLY), "rb") as file, tempfile.TemporaryFile() as new:
+            old = pq.ParquetFile(file)
+            note = {b"drill_change": rng.randbytes(8).hex().encode()}
+            schema = old.schema_arrow
+            schema = schema.with_metadata({**(schema.metadata or {}), **note})
+            with pq.ParquetWriter(new, schema, compression="zstd") as writer:
+                for group in [*range(old.num_row_groups), *range(min(1, old.num_row_groups))]:
+                    writer.write_table(old.read_row_group(group).cast(schema))
+            new.seek(0)
+            edit.rewrite(tree, path, iter(lambda: new.read(edit.CHUNK_BYTES), b""))
+    except pa.ArrowException:
+        return False
+    return True
+
+
+def _change_metadata(tree: Tree, path: bytes, rng: Random) -> None:
+    """Toggle a permission bit of group or others (never the owner's, who must go on reading)."""
+    mode = stat.S_IMODE(tree.stat(path).st_mode)
+    tree.chmod(path, mode ^ rng.choice((0o040, 0o020, 0o010, 0o004, 0o002, 0o001)))
+
+
+def _move(tree: Tree, path: bytes, directory: bytes, rng: Random) -> None:
+    target = edit.below(directory, edit.with_suffix(path, b".moved").rpartition(b"/")[2])
+    target = edit.free_name(tree, target)
+    with edit.advancing(tree, edit.parent(path), rng), edit.advancing(tree, directory, rng):
+        tree.rename(path, target)
+
+
+def _move_directory(
+    tree: Tree, entries: list[tuple[bytes, os.stat_result]], limit: int, rng: Random
+) -> int:
+    """Move one directory that holds something, but not more than `limit` entries."""
+    held = Counter(above for path, _ in entries for above in edit.directories_above(path))
+    small = sorted(path for path, count in held.items() if path and count <= limit)
+    small = [path for path in small if tree.stat(path).st_mode & stat.S_IWUSR]
+    if not small:
+        return 0
+    path = rng.choice(small)
+    outside = [
+        directory
+        for directory in sorted(held)
+        if directory != path and not directory.startswith(path + b"/")
+    ]
+    _move(tree, path, rng.choice(outside), rng)
+    return 1
+
+
+def _add_entries(tree: Tree, directories: list[bytes], count: int, rng: Random) -> int:
+    """Add `count` files, a directory with one more in it, an empty one, and a symlink."""
+
+    def new(directory: bytes) -> bytes:
+        return edit.free_name(tree, edit.below(directory, b"added-%08x" % rng.getrandbits(32)))
+
+    def add(path: bytes, make: Callable[[bytes], None], mode: int | None) -> None:
+        with edit.advancing(tree, edit.parent(path), rng):
+            make(path)
+            if mode is not None:
+                tree.chmod(path, mode)
+            moment = rng.randrange(_OLDEST_MTIME_NS, _NEWEST_MTIME_NS)
+            tree.utime_ns(path, moment, moment)
+
+    def file(path: bytes) -> None:
+        tree.write(path, rng.randbytes(rng.randrange(20_000)))
+
+    for _ in range(count):
+        add(new(rng.choice(directories)), file, rng.choice(_FILE_MODES))
+    filled, empty = new(rng.choice(directories)), new(rng.choice(directories))
+    add(filled, lambda path: tree.mkdir(path, 0o755), 0o755)
+    add(filled + b"/file", file, 0o640)
+    add(empty, lambda path: tree.mkdir(path, 0o755), 0o750)
+    add(new(filled), lambda path: tree.symlink(b"file", path), None)
+    return count + 4
