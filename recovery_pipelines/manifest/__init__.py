@@ -1,0 +1,37 @@
+"""The truth about a tree at one instant, and the differences between two such truths.
+
+`capture` writes a manifest (one row per entry, `schema.SCHEMA`), `compare` says what differs
+between two, `subset` keeps the rows of some paths, `read` loads one as a table. Only `capture`
+is imported at once: it starts its workers before pyarrow is loaded.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from recovery_pipelines.manifest.capture import Progress, Summary, capture
+
+if TYPE_CHECKING:
+    from recovery_pipelines.manifest.comparison import Comparison, compare
+    from recovery_pipelines.manifest.store import read, read_info, subset
+
+__all__ = [
+    "Comparison",
+    "Progress",
+    "Summary",
+    "capture",
+    "compare",
+    "read",
+    "read_info",
+    "subset",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("Comparison", "compare"):
+        from recovery_pipelines.manifest import comparison
+
+        return getattr(comparison, name)
+    if name in ("read", "read_info", "subset"):
+        from recovery_pipelines.manifest import store
+
+        return getattr(store, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
