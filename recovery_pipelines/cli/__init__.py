@@ -16,6 +16,7 @@ class _LazyGroup(click.Group):
         "drill": "recovery_pipelines.cli.drill",
         "manifest": "recovery_pipelines.cli.manifest",
         "plan": "recovery_pipelines.cli.plan",
+        "ui": "recovery_pipelines.cli.ui",
     }
 
     def list_commands(self, ctx: click.Context) -> list[str]:

@@ -20,9 +20,12 @@ from types import FrameType
 
 import pandas as pd
 
+from recovery_pipelines.drills.metrics import metrics_row
+from recovery_pipelines.drills.record import folder_of, write_record
 from recovery_pipelines.drills.resources import ResourceMeter
 from recovery_pipelines.engines.base import Engine, engine_class
 from recovery_pipelines.errors import DrillTimeout
+from recovery_pipelines.manifest import Summary
 from recovery_pipelines.notify import notify
 from recovery_pipelines.plan import DrillSpec
 from recovery_pipelines.plan.model import SCENARIO_STEPS
@@ -63,10 +66,21 @@ class DrillRun:
     checks: list[CheckResult] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
     """Names of the exception types that ended a stage."""
+    messages: list[str] = field(default_factory=list)
+    """What those exceptions said."""
+    summaries: dict[str, Summary] = field(default_factory=dict)
+    """What each captured manifest holds, by its name."""
     phases: dict[str, float] = field(default_factory=dict)
     """Seconds by phase of the recovery: detect, fetch, verify, publish."""
-    failures_seen_at: float | None = None
+    damaged_at: float | None = None
     """Monotonic time at which the damage was done: resolution time counts from here."""
+    first_lost_write_at: float | None = None
+    """Monotonic time of the first write that no backup holds."""
+    published: bool = False
+    recovered_files: int = 0
+    recovered_bytes: int = 0
+    lost_entries: int = 0
+    """Entries of the state at the moment of the damage that the recovered data lacks."""
     metrics: dict[str, object] = field(default_factory=dict)
     system_snapshot: dict[str, object] = field(default_factory=dict)
     canaries: list[dict[str, object]] = field(default_factory=list)
@@ -140,7 +154,7 @@ class DrillRun:
             yield True
         except BaseException as error:
             self._in_stage = False
-            self.errors.append(type(error).__name__)
+            self.note_error(error)
             self.journal(step=step, stage=name, event="failed", error=str(error))
             raise
         self._in_stage = False
@@ -155,6 +169,11 @@ class DrillRun:
             yield
         finally:
             self.phases[name] = self.phases.get(name, 0.0) + time.monotonic() - began
+
+    def note_error(self, error: BaseException) -> None:
+        """An error makes the drill's verdict ERROR at best."""
+        self.errors.append(type(error).__name__)
+        self.messages.append(str(error) or type(error).__name__)
 
     def journal(self, **event: object) -> None:
         """Append one event to the drill's journal and tell whoever watches."""
@@ -210,6 +229,7 @@ class DrillRun:
             "checks": [asdict(check) for check in self.checks],
             "canaries": self.canaries,
             "errors": self.errors,
+            "messages": self.messages,
             "not_tested": self.not_tested,
             "metrics": self.metrics,
             "system_snapshot": self.system_snapshot,
@@ -230,7 +250,7 @@ def open_drill(spec: DrillSpec, month: str, run_id: str) -> Iterator[DrillRun]:
     timeout_seconds = spec.controls.timeout
     turn = spec.name if spec.controls.parallel_tests else "drills"
     with exclusive(home, turn, timeout_seconds, on_wait=lambda: log.info("%s waits", spec.name)):
-        folder = home / "drills" / spec.name / month / run_id
+        folder = folder_of(home, spec.name, month, run_id)
         folder.mkdir(parents=True, exist_ok=True)
         with ResourceMeter() as meter, Sandbox.create(home, spec.name) as sandbox:
             run = DrillRun(
@@ -249,21 +269,22 @@ def open_drill(spec: DrillSpec, month: str, run_id: str) -> Iterator[DrillRun]:
                     yield run
             except BaseException as error:
                 if not run.errors:
-                    run.errors.append(type(error).__name__)
+                    run.note_error(error)
                 raise
             finally:
                 _close(run)
 
 
 def _close(run: DrillRun) -> None:
+    if not run.metrics:
+        run.metrics = metrics_row(run)
     record = run.record()
     reporting = run.spec.automation.reporting
-    if "metrics" in reporting and run.metrics:
+    if "metrics" in reporting:
         run.keep("metrics", pd.DataFrame([run.metrics]))
     if "detailed_logs" not in reporting:
         (run.folder / "journal.jsonl").unlink(missing_ok=True)
-    text = json.dumps(record, indent=2, default=str)
-    (run.folder / "record.json").write_text(text + "\n", encoding="utf-8")
+    write_record(run.folder, record)
     _tell(run, "completion", {"verdict": run.verdict, "folder": str(run.folder)})
 
 

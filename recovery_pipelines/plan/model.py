@@ -87,8 +87,16 @@ class Scenario(_Strict):
 
     name: Literal["corruption_recovery", "incremental_recovery"]
     description: str = ""
-    steps: tuple[str, ...]
+    steps: tuple[str, ...] = ()
+    """In the seed's order; all of them if the key is left out."""
     validation_criteria: ValidationCriteria = ValidationCriteria()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _all_steps_by_default(cls, data: object) -> object:
+        if isinstance(data, dict) and "steps" not in data:
+            return {**data, "steps": SCENARIO_STEPS.get(data.get("name", ""), ())}
+        return data
 
     @model_validator(mode="after")
     def _known_steps_in_order(self) -> Self:
@@ -137,7 +145,9 @@ class ScenarioGroup(_Strict):
 
 
 class TestScenarios(_Strict):
-    data_recovery: ScenarioGroup = ScenarioGroup()
+    data_recovery: ScenarioGroup = ScenarioGroup(
+        scenarios=(Scenario(name="corruption_recovery"), Scenario(name="incremental_recovery"))
+    )
 
 
 class PreparationNotifications(_Strict):

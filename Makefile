@@ -1,0 +1,61 @@
+# Two commands do everything on a fresh Debian or Ubuntu machine: `make drill` and `make test`.
+
+PYTHON ?= python3
+BIN := .venv/bin
+
+DRILL_PACKAGES := python3-venv tar zstd util-linux
+TEST_PACKAGES := $(DRILL_PACKAGES) acl attr chromium faketime restic
+BENCH_PACKAGES := $(TEST_PACKAGES) b3sum hashdeep rclone rsync xxhash
+
+.PHONY: help setup drill ui test check bench campaign lock clean
+
+help:  ## Show the commands
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+setup: .venv/installed  ## Build .venv
+
+drill: setup  ## Run the plan's drills and print the verdicts
+	$(BIN)/recovery drill
+
+ui: setup  ## Open Dagster on the same data
+	$(BIN)/recovery ui
+
+test: .venv/installed-dev check  ## Run every check and test
+	scripts/install-system-packages $(TEST_PACKAGES)
+	$(BIN)/pytest
+
+check: .venv/installed-dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: .venv/installed-dev  ## Measure beside the peers (tools are installed)
+	scripts/install-system-packages $(BENCH_PACKAGES)
+	$(BIN)/python benchmarks/bench_manifest.py
+
+campaign: .venv/installed-dev  ## Many injections, clean runs and kills
+	scripts/install-system-packages $(TEST_PACKAGES)
+	$(BIN)/python -m tests.campaign
+
+.venv/installed: requirements.lock pyproject.toml
+	scripts/install-system-packages $(DRILL_PACKAGES)
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --require-hashes -r requirements.lock
+	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
+	touch $@
+
+.venv/installed-dev: .venv/installed requirements-dev.lock
+	$(BIN)/pip install --quiet --require-hashes -r requirements-dev.lock
+	touch $@
+
+lock: .venv/installed-dev  ## Lock the dependencies anew
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
+		--no-emit-find-links --no-emit-index-url pyproject.toml --extra ui --group build \
+		--output-file requirements.lock
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
+		--no-emit-find-links --no-emit-index-url pyproject.toml --extra ui --group build --group dev \
+		--constraint requirements.lock --output-file requirements-dev.lock
+
+clean:  ## Remove what drills and tools wrote, not the results' home
+	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache

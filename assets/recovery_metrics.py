@@ -1,0 +1,30 @@
+"""Stage 6: the drill's metrics row; the end of the drill."""
+
+import dagster as dg
+import pandas as pd
+
+from recovery_pipelines.drills.data_recovery import measure
+from recovery_pipelines.orchestration.stages import numbers, open_stage, stage_options, upstream
+from recovery_pipelines.plan import DrillSpec
+
+STAGE = "recovery_metrics"
+
+
+def build(spec: DrillSpec) -> dg.AssetsDefinition:
+    """The asset `<drill>/recovery_metrics`: one row; its numbers plot over the months."""
+
+    @dg.asset(
+        **stage_options(spec, STAGE, "Recovery time by phase, data loss, and what it cost."),
+        ins={"differences": upstream(spec, "checksum_validation")},
+    )
+    def recovery_metrics(
+        context: dg.AssetExecutionContext, differences: pd.DataFrame
+    ) -> dg.MaterializeResult[pd.DataFrame]:
+        run = open_stage(context, spec, STAGE)
+        row = measure(run)
+        folder = dg.MetadataValue.path(str(run.folder))
+        metadata = {**numbers(row.iloc[0].to_dict()), "folder": folder}
+        context.resources.recovery_drills.close()
+        return dg.MaterializeResult(value=row, metadata=metadata)
+
+    return recovery_metrics

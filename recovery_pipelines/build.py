@@ -1,0 +1,65 @@
+"""The library's surface: Dagster definitions made from a plan.
+
+Users merge them into their own code location. Must not load a component tree or hold a global
+`Definitions`: both would collide with the user's own.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import dagster as dg
+
+from recovery_pipelines.assets import (
+    checksum_validation,
+    corruption,
+    incremental_backups,
+    recovery_metrics,
+    restore,
+    test_dataset,
+)
+from recovery_pipelines.drills.data_recovery import require_known
+from recovery_pipelines.orchestration.jobs import drill_job, drill_schedule, jobs
+from recovery_pipelines.plan import DrillSpec, Plan, find_plan, load_plan
+from recovery_pipelines.sensors import drill_failure, sandbox_reaper
+
+_STAGE_MODULES = (
+    test_dataset,
+    incremental_backups,
+    corruption,
+    restore,
+    checksum_validation,
+    recovery_metrics,
+)
+
+
+def build_definitions(plan: Plan | Path | str | None = None) -> dg.Definitions:
+    """Assets, checks, jobs, schedules and sensors for every drill of a plan.
+
+    `plan` is a Plan, the path of a `recovery.yaml`, or None for the one that RECOVERY_PLAN names
+    or that lies in the working directory or above. Raises PlanError.
+    """
+    if not isinstance(plan, Plan):
+        plan = load_plan(Path(plan) if plan else find_plan())
+    specs = plan.drills()
+    for spec in specs:
+        require_known(spec)
+    group_jobs, schedules = [], []
+    for group, settings in plan.groups():
+        in_group = [spec for spec in specs if spec.group == group]
+        if not in_group:
+            continue
+        group_jobs.append(drill_job(group, in_group, f"Every drill of {group}"))
+        cron_schedule = settings.automation.cron_schedule
+        if cron_schedule:
+            schedules.append(drill_schedule(group_jobs[-1], in_group, cron_schedule))
+    return dg.Definitions(
+        assets=[asset for spec in specs for asset in stage_assets(spec)],
+        jobs=[*jobs(specs), *group_jobs],
+        schedules=schedules,
+        sensors=[drill_failure.build(specs, "recovery_drill_failure"), sandbox_reaper.build(plan.data_home)],
+    )
+
+
+def stage_assets(spec: DrillSpec) -> Sequence[dg.AssetsDefinition]:
+    """The six stages of one drill, in order."""
+    return [module.build(spec) for module in _STAGE_MODULES]

@@ -1,0 +1,139 @@
+"""`recovery drill`: run drills outside the UI, with the same code, and show their verdicts.
+
+A drill runs as a Dagster run in this process, on the instance that `recovery ui` shows.
+"""
+
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+import dagster as dg
+import pandas as pd
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.table import Table
+
+from recovery_pipelines.build import build_definitions
+from recovery_pipelines.cli.plan import plan_option
+from recovery_pipelines.drills.failure import tell_failure
+from recovery_pipelines.drills.record import DrillRecord, read_record
+from recovery_pipelines.errors import PlanError
+from recovery_pipelines.orchestration.instance import open_instance, prepare_home
+from recovery_pipelines.orchestration.launcher import own_process_tag
+from recovery_pipelines.orchestration.partitions import current_month
+from recovery_pipelines.plan import DrillSpec, find_plan, load_plan
+from recovery_pipelines.verdict import Verdict, worst
+
+_COLOURS = {Verdict.PASS: "green", Verdict.FAIL: "red", Verdict.INVALID: "red"}
+
+console = Console()
+
+
+@click.command(name="drill")
+@plan_option
+@click.option("--scenario", help="Only this scenario.")
+@click.option("--engine", help="Only this engine.")
+@click.option("--target", help="Only this target.")
+@click.option("--month", default=current_month, help="Partition, YYYY-MM-01; default: now.")
+def command(
+    plan_path: Path | None, scenario: str | None, engine: str | None, target: str | None, month: str
+) -> None:
+    """Run the plan's drills. Exit 0 PASS, 1 FAIL or INVALID, 2 ERROR, 3 UNVERIFIED or STALE."""
+    path = plan_path or find_plan()
+    plan = load_plan(path)
+    wanted = {"scenario": scenario, "engine": engine, "target": target}
+    specs = [spec for spec in plan.drills() if _matches(spec, wanted)]
+    if not specs:
+        names = ", ".join(spec.name for spec in plan.drills())
+        raise PlanError(f"no drill of {path} matches {wanted}; drills: {names or 'none'}")
+    _log_to_console()
+    definitions = build_definitions(plan)
+    home = prepare_home(plan.data_home, path.absolute().parent)
+    records = []
+    with open_instance(home) as instance:
+        for position, spec in enumerate(specs):
+            record = _run(spec, month, definitions, instance)
+            records.append(record)
+            _show(record)
+            failed = record.verdict in (Verdict.FAIL, Verdict.INVALID, Verdict.ERROR)
+            if failed:
+                rest = [other.name for other in specs[position + 1 :]]
+                stops = spec.controls.failure_handling == "stop_and_notify"
+                tell_failure(spec, month, record.run_id, record.reason, rest if stops else [])
+                if stops and rest:
+                    console.print(f"stopped after {spec.name}; not run: {', '.join(rest)}")
+                    break
+    _summarize(records)
+    sys.exit(worst(record.verdict for record in records).exit_code)
+
+
+def _matches(spec: DrillSpec, wanted: dict[str, str | None]) -> bool:
+    given = {"scenario": spec.scenario.name, "engine": spec.engine, "target": spec.target_name}
+    return all(value is None or given[key] == value for key, value in wanted.items())
+
+
+def _log_to_console() -> None:
+    handler = RichHandler(console=Console(stderr=True), show_path=False, markup=False)
+    logger = logging.getLogger("recovery_pipelines")
+    logger.setLevel(logging.INFO)
+    logger.addHandler(handler)
+    logger.propagate = False
+    for name in ("dagster", "dagster.daemon"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
+def _run(
+    spec: DrillSpec, month: str, definitions: dg.Definitions, instance: dg.DagsterInstance
+) -> DrillRecord:
+    """One drill, and its retries if it ends in ERROR."""
+    job = definitions.resolve_job_def(spec.name)
+    for attempt in range(spec.controls.retry_attempts + 1):
+        done = job.execute_in_process(
+            instance=instance,
+            partition_key=month,
+            tags=own_process_tag(),
+            raise_on_error=False,
+        )
+        record = read_record(folder_of(spec.plan.data_home, spec.name, month, done.run_id))
+        if record.verdict is not Verdict.ERROR:
+            break
+        console.print(f"attempt {attempt + 1} of {spec.name} ended in ERROR: {record.reason}")
+    return record
+
+
+def _show(record: DrillRecord) -> None:
+    table = Table("check", "verdict", "expected", "found", title=f"{record.drill} {record.month}")
+    for check in record.checks:
+        table.add_row(check.name, _coloured(check.verdict), check.expected, check.found)
+    console.print(table)
+    for line in (*record.messages, *record.not_tested):
+        console.print(f"  {line}")
+
+
+def _summarize(records: Sequence[DrillRecord]) -> None:
+    verdicts = Table("drill", "verdict", "meaning", title="Verdicts")
+    for record in records:
+        verdicts.add_row(record.drill, _coloured(record.verdict), record.verdict.explanation)
+    metrics = pd.DataFrame([record.metrics for record in records])
+    shown = Table(title="Metrics", show_lines=False)
+    shown.add_column("metric")
+    for record in records:
+        shown.add_column(record.drill, justify="right")
+    for name in metrics.columns.drop(["drill", "month", "run_id", "verdict"]):
+        shown.add_row(name, *(_number(value) for value in metrics[name]))
+    console.print(shown, verdicts)
+    for record in records:
+        console.print(f"{record.drill}: results in {record.folder}", soft_wrap=True)
+
+
+def _coloured(verdict: Verdict) -> str:
+    colour = _COLOURS.get(verdict, "yellow")
+    return f"[{colour}]{verdict}[/{colour}]"
+
+
+def _number(value: object) -> str:
+    if value is None or value != value:
+        return "-"
+    return f"{value:,.3f}" if isinstance(value, float) else str(value)

@@ -1,0 +1,413 @@
+"""The scenarios `corruption_recovery` and `incremental_recovery`, stage by stage.
+
+Each function is one stage. What flows between them is small: manifests by path, and tables of
+snapshots, faults and restored generations. The trees and the repository stay in the sandbox.
+"""
+
+import os
+from dataclasses import asdict, replace
+from dataclasses import fields as dataclass_fields
+from pathlib import Path
+from time import monotonic
+
+import pandas as pd
+
+from recovery_pipelines import manifest
+from recovery_pipelines.checks import (
+    RecoveredState,
+    capture_facts,
+    read_facts,
+    run_checks,
+    self_test,
+    self_test_verdict,
+)
+from recovery_pipelines.dataset import build_dataset, change_dataset, copy_tree
+from recovery_pipelines.drills.metrics import metrics_row
+from recovery_pipelines.drills.preparation import prepare
+from recovery_pipelines.drills.publish import publish
+from recovery_pipelines.drills.run import DrillRun
+from recovery_pipelines.engines.base import Snapshot, engine_class
+from recovery_pipelines.errors import EngineError, PlanError
+from recovery_pipelines.faults.base import Family, InjectedFault, Layer
+from recovery_pipelines.faults.catalogue import inject, source_faults
+from recovery_pipelines.plan import DrillSpec
+from recovery_pipelines.sandbox import Tree
+from recovery_pipelines.verdict import CheckResult, Verdict, worst
+
+_FAULT_COLUMNS = [field.name for field in dataclass_fields(InjectedFault)]
+_RESTORE_COLUMNS = [
+    "generation",
+    "mode",
+    "damaged_entries",
+    "entries",
+    "files",
+    "bytes",
+    "differences",
+    "published",
+]
+
+
+def require_known(spec: DrillSpec) -> None:
+    """Raise PlanError if the plan names an engine or a fault kind that is not installed."""
+    engine_class(spec.engine)
+    kinds = spec.target.faults.kinds
+    unknown = [] if kinds == "all" else sorted(set(kinds) - set(source_faults()))
+    if unknown:
+        raise PlanError(
+            f"targets.{spec.target_name}.faults.kinds: unknown {', '.join(unknown)}; "
+            f"known: {', '.join(sorted(source_faults()))}"
+        )
+
+
+def create_test_dataset(run: DrillRun) -> Path:
+    """Make or copy the target's data; returns the manifest of generation 0."""
+    with run.stage("test_dataset"):
+        prepare(run)
+        target = run.spec.target
+        if target.dataset:
+            build_dataset(run.live, size_bytes=int(target.dataset.size), seed=target.dataset.seed)
+        elif target.path:
+            copy_tree(target.path, run.live, run.remaining_seconds())
+        _capture(run, run.live, "generation-0")
+    return run.manifest_path("generation-0")
+
+
+def create_incremental_backups(run: DrillRun) -> pd.DataFrame:
+    """One full backup and the plan's increments, with changes between them.
+
+    Returns one row per generation: `generation`, the snapshot's fields, and the manifest's
+    `entries`, `files`, `bytes`. With `backup_verification` required, the repository is read back
+    whole before anything is damaged.
+    """
+    with run.stage("incremental_backups"):
+        engine = run.engine()
+        engine.init()
+        rows: list[dict[str, object]] = []
+        snapshots: list[Snapshot] = []
+        for generation in range(run.newest_generation + 1):
+            if generation:
+                change_dataset(run.live, seed=run.seed(f"changes {generation}"))
+                _capture(run, run.live, f"generation-{generation}")
+            parent = snapshots[-1] if snapshots else None
+            snapshots.append(engine.backup(run.live.path, parent))
+            if generation in _restored_generations(run):
+                path = run.manifest_path(f"generation-{generation}")
+                capture_facts(run.live, path, run.manifest_path(f"facts-{generation}"))
+            rows.append({"generation": generation, **asdict(snapshots[-1]), **_sizes(run.summaries[f"generation-{generation}"])})
+        table = pd.DataFrame(rows)
+        run.keep("snapshots", table)
+        required = run.spec.plan.test_framework.test_execution.preparation.requirements
+        if "backup_verification" in required:
+            run.checks.append(_verify_backup(run, snapshots))
+    return table
+
+
+def simulate_damage(run: DrillRun) -> pd.DataFrame:
+    """Damage the live tree on purpose; returns one row per fault.
+
+    corruption_recovery injects the target's faults. incremental_recovery first makes changes that
+    no backup holds, so that loss is real and can be measured, and then loses everything.
+    """
+    with run.stage("corruption") as wanted:
+        faults: list[dict[str, object]] = []
+        if wanted and run.spec.scenario.name == "corruption_recovery":
+            faults = _inject_faults(run)
+        elif wanted:
+            run.first_lost_write_at = monotonic()
+            change_dataset(run.live, seed=run.seed("changes after the last backup"))
+            _capture(run, run.live, "before-loss")
+            faults = _lose_everything(run)
+        run.damaged_at = monotonic() if wanted else None
+        table = pd.DataFrame(faults, columns=_FAULT_COLUMNS)
+        run.keep("faults", table)
+    return table
+
+
+def recover(run: DrillRun, snapshots: pd.DataFrame) -> pd.DataFrame:
+    """Detect, restore into staging, verify there, and publish only what was verified.
+
+    Returns one row per restored generation: `generation`, `mode`, `damaged_entries`, `entries`,
+    `files`, `bytes`, `differences` (before publishing), `published`.
+    """
+    with run.stage("restore") as wanted:
+        rows: list[dict[str, object]] = []
+        if wanted:
+            ledger = _ledger(snapshots)
+            selective = (
+                run.spec.scenario.name == "corruption_recovery"
+                and run.spec.target.recovery == "selective"
+            )
+            rows.append(_recover_newest(run, ledger[run.newest_generation], selective))
+            if run.spec.scenario.name == "incremental_recovery":
+                rows.append(_restore_earlier(run, ledger[run.earlier_generation]))
+        table = pd.DataFrame(rows, columns=_RESTORE_COLUMNS)
+        run.keep("restore", table)
+    return table
+
+
+def validate(run: DrillRun, faults: pd.DataFrame) -> pd.DataFrame:
+    """Run every criterion on every recovered tree, and prove that the criteria can fail.
+
+    The results go to `run.checks`; returns the differences found, one row each.
+    """
+    with run.stage("checksum_validation") as wanted:
+        differences: list[pd.DataFrame] = []
+        if wanted:
+            criteria = run.spec.scenario.validation_criteria.names
+            states = {
+                generation: _recovered_state(run, generation, tree)
+                for generation, tree in _recovered_trees(run)
+            }
+            for generation, state in states.items():
+                table = state.comparison.differences.to_pandas()
+                differences.append(table.assign(generation=generation))
+            run.checks += _merge_results(
+                {generation: run_checks(criteria, state) for generation, state in states.items()}
+            )
+            if len(faults):
+                run.checks.append(_detection_check(run, faults))
+            _measure_loss(run)
+            scratch = run.sandbox.tree("canaries")
+            newest = states[run.newest_generation]
+            rows = self_test(criteria, newest, scratch, run.seed("canaries"))
+            run.canaries = [asdict(row) for row in rows]
+            run.checks.append(self_test_verdict(rows))
+        empty = pd.DataFrame(columns=["path", "kind", "expected", "found", "generation"])
+        table = pd.concat(differences) if differences else empty
+        run.keep("differences", table)
+        run.keep("checks", pd.DataFrame([asdict(check) for check in run.checks]))
+    return table
+
+
+def measure(run: DrillRun) -> pd.DataFrame:
+    """The drill's metrics row (see `metrics.metrics_row`)."""
+    with run.stage("recovery_metrics"):
+        run.metrics = metrics_row(run)
+    return pd.DataFrame([run.metrics])
+
+
+# --- backups ----------------------------------------------------------------------------
+
+
+def _capture(run: DrillRun, tree: Tree, name: str) -> manifest.Summary:
+    run.remaining_seconds()
+    summary = manifest.capture(tree.path, run.manifest_path(name))
+    run.summaries[name] = summary
+    run.journal(event="captured", manifest=name, entries=summary.entries, errors=summary.errors)
+    return summary
+
+
+def _sizes(summary: manifest.Summary) -> dict[str, object]:
+    return {"entries": summary.entries, "files": summary.files, "bytes": summary.bytes}
+
+
+def _restored_generations(run: DrillRun) -> set[int]:
+    if run.spec.scenario.name == "incremental_recovery":
+        return {run.newest_generation, run.earlier_generation}
+    return {run.newest_generation}
+
+
+def _verify_backup(run: DrillRun, snapshots: list[Snapshot]) -> CheckResult:
+    name, expected = "backup_verification", f"{len(snapshots)} snapshots complete and readable"
+    try:
+        run.engine().full_check(snapshots)
+    except EngineError as error:
+        return CheckResult(name, Verdict.FAIL, expected, str(error))
+    return CheckResult(name, Verdict.PASS, expected, f"{len(snapshots)} snapshots read back whole")
+
+
+# --- damage -----------------------------------------------------------------------------
+
+
+def _inject_faults(run: DrillRun) -> list[dict[str, object]]:
+    known = source_faults()
+    wanted = run.spec.target.faults
+    kinds = list(known) if wanted.kinds == "all" else list(wanted.kinds)
+    in_turn = [known[kinds[turn % len(kinds)]] for turn in range(wanted.count)]
+    injected = inject(in_turn, run.live, Layer.SOURCE, run.seed("faults"))
+    run.journal(event="injected", faults=len(injected), wanted=wanted.count)
+    return [asdict(fault) for fault in injected]
+
+
+def _lose_everything(run: DrillRun) -> list[dict[str, object]]:
+    lost = 0
+    for name in sorted(os.listdir(os.fsencode(run.live.path))):
+        run.live.rmtree(name)
+        lost += 1
+    fault = InjectedFault(
+        kind="total_loss",
+        layer=Layer.SOURCE,
+        family=Family.STRUCTURE,
+        path=b"",
+        detail="everything in the tree is deleted",
+        before=f"{lost} top-level entries",
+        after="0 entries",
+        changes_data=True,
+        caught_by=("all_files_recovered",),
+    )
+    return [asdict(fault)]
+
+
+# --- recovery ---------------------------------------------------------------------------
+
+
+def _recover_newest(run: DrillRun, snapshot: Snapshot, selective: bool) -> dict[str, object]:
+    expected = run.manifest_path(f"generation-{run.newest_generation}")
+    with run.phase("detect"):
+        _capture(run, run.live, "damaged")
+        damage = _compare(run, expected, run.manifest_path("damaged"))
+        run.keep("damage", damage.differences.to_pandas())
+    paths = _paths_to_restore(expected, damage) if selective else None
+    staging = run.sandbox.tree("staging")
+    verified, summary = _restore_and_verify(run, snapshot, staging, expected, paths)
+    if verified.identical or paths == []:
+        with run.phase("publish"):
+            publish(staging, run.live, expected, damage if selective else None)
+            run.published = True
+    run.recovered_files, run.recovered_bytes = summary.files, summary.bytes
+    return {
+        "generation": run.newest_generation,
+        "mode": "selective" if selective else "full",
+        "damaged_entries": _entries_in(damage),
+        **_sizes(summary),
+        "differences": verified.differences.num_rows,
+        "published": run.published,
+    }
+
+
+def _restore_earlier(run: DrillRun, snapshot: Snapshot) -> dict[str, object]:
+    expected = run.manifest_path(f"generation-{run.earlier_generation}")
+    tree = run.sandbox.tree("earlier")
+    verified, summary = _restore_and_verify(run, snapshot, tree, expected, None, prefix="earlier_")
+    return {
+        "generation": run.earlier_generation,
+        "mode": "full",
+        "damaged_entries": 0,
+        **_sizes(summary),
+        "differences": verified.differences.num_rows,
+        "published": False,
+    }
+
+
+def _restore_and_verify(
+    run: DrillRun,
+    snapshot: Snapshot,
+    staging: Tree,
+    expected: Path,
+    paths: list[bytes] | None,
+    prefix: str = "",
+) -> tuple[manifest.Comparison, manifest.Summary]:
+    """Fetch into `staging` and compare it there with what must come back."""
+    if paths != []:
+        with run.phase(f"{prefix}fetch"):
+            run.engine().restore(snapshot, staging.path, paths)
+    with run.phase(f"{prefix}verify"):
+        found = run.manifest_path(f"{prefix}staging")
+        summary = _capture(run, staging, f"{prefix}staging")
+        if paths is not None:
+            wanted, got = (run.manifest_path(f"{prefix}{name}") for name in ("wanted", "got"))
+            manifest.subset(expected, paths, wanted)
+            summary = manifest.subset(found, paths, got)
+            expected, found = wanted, got
+        comparison = _compare(run, expected, found)
+    run.journal(event="verified in staging", identical=comparison.identical)
+    return comparison, summary
+
+
+def _compare(run: DrillRun, expected: Path, found: Path) -> manifest.Comparison:
+    return manifest.compare(expected, found, ignore=run.spec.target.not_kept)
+
+
+def _paths_to_restore(expected: Path, damage: manifest.Comparison) -> list[bytes]:
+    """What is damaged and must come back; hard-link groups whole, unexpected entries not."""
+    differences = damage.differences.to_pandas()
+    damaged = set(differences.loc[differences["kind"] != "unexpected", "path"]) - {b""}
+    rows = manifest.read(expected, ["path", "hard_link_group"]).to_pandas()
+    groups = rows.dropna(subset=["hard_link_group"])
+    touched = groups.loc[groups["path"].isin(damaged), "hard_link_group"]
+    damaged |= set(groups.loc[groups["hard_link_group"].isin(touched), "path"])
+    return sorted(damaged)
+
+
+def _entries_in(comparison: manifest.Comparison) -> int:
+    return len(set(comparison.differences.column("path").to_pylist()))
+
+
+def _ledger(snapshots: pd.DataFrame) -> dict[int, Snapshot]:
+    fields = [field.name for field in dataclass_fields(Snapshot)]
+    rows = snapshots.astype(object).where(snapshots.notna(), None)
+    return {row["generation"]: Snapshot(**{name: row[name] for name in fields})
+            for row in rows.to_dict("records")}
+
+
+# --- validation -------------------------------------------------------------------------
+
+
+def _recovered_trees(run: DrillRun) -> list[tuple[int, Tree]]:
+    trees = [(run.newest_generation, run.live)]
+    if run.spec.scenario.name == "incremental_recovery":
+        trees.append((run.earlier_generation, run.sandbox.tree("earlier")))
+    return trees
+
+
+def _recovered_state(run: DrillRun, generation: int, tree: Tree) -> RecoveredState:
+    expected = run.manifest_path(f"generation-{generation}")
+    found = run.manifest_path(f"recovered-{generation}")
+    _capture(run, tree, f"recovered-{generation}")
+    checks = run.spec.plan.test_framework.test_execution.validation.automated_checks
+    return RecoveredState(
+        tree=tree,
+        expected=expected,
+        found=found,
+        comparison=_compare(run, expected, found),
+        facts=read_facts(run.manifest_path(f"facts-{generation}")),
+        aspects=frozenset(checks.data_integrity),
+    )
+
+
+def _merge_results(results: dict[int, list[CheckResult]]) -> list[CheckResult]:
+    """One result per criterion over all recovered generations."""
+    merged = []
+    for name_results in zip(*results.values(), strict=True):
+        found = "; ".join(
+            f"generation {generation}: {result.found}"
+            for generation, result in zip(results, name_results, strict=True)
+        )
+        verdict = worst(result.verdict for result in name_results)
+        merged.append(replace(name_results[0], verdict=verdict, found=found))
+    return merged
+
+
+def _detection_check(run: DrillRun, faults: pd.DataFrame) -> CheckResult:
+    """Every fault that changed data must show in the comparison made before the recovery."""
+    differences = pd.read_parquet(run.folder / "damage.parquet")
+    seen = set(differences["path"])
+    missed = [
+        f"{fault.kind} at {os.fsdecode(fault.path)!r}"
+        for fault in faults.itertuples()
+        if fault.changes_data and not _is_covered(fault.path, seen)
+    ]
+    silent = int((~faults["changes_data"].astype(bool)).sum())
+    expected = f"{len(faults) - silent} faults that change data are detected"
+    found = f"{len(faults) - silent - len(missed)} detected" + "".join(
+        f"; missed: {name}" for name in missed
+    )
+    return CheckResult(
+        "all_faults_detected", Verdict.INVALID if missed else Verdict.PASS, expected, found
+    )
+
+
+def _is_covered(path: bytes, seen: set[bytes]) -> bool:
+    """Whether a path, or a folder above it, differs (a fault in a folder lost afterwards)."""
+    if path == b"" and seen:
+        return True
+    parts = path.split(b"/")
+    return any(b"/".join(parts[:depth]) in seen for depth in range(1, len(parts) + 1))
+
+
+def _measure_loss(run: DrillRun) -> None:
+    """What the recovered data lacks of what was there at the moment of the damage."""
+    if run.spec.scenario.name == "incremental_recovery":
+        before = run.manifest_path("before-loss")
+        after = run.manifest_path(f"recovered-{run.newest_generation}")
+        run.lost_entries = _entries_in(_compare(run, before, after))

@@ -1,0 +1,71 @@
+"""The record that each drill leaves: `record.json` in its folder."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from recovery_pipelines.errors import RecoveryError
+from recovery_pipelines.verdict import CheckResult, Verdict
+
+FILE_NAME = "record.json"
+
+
+@dataclass(frozen=True)
+class DrillRecord:
+    """What became of one drill."""
+
+    folder: Path
+    drill: str
+    month: str
+    run_id: str
+    verdict: Verdict
+    checks: list[CheckResult]
+    errors: list[str]
+    messages: list[str]
+    not_tested: list[str]
+    metrics: dict[str, Any]
+
+    @property
+    def reason(self) -> str:
+        """Why the drill is not PASS, in one line."""
+        failed = [
+            f"{check.name}: {check.found}"
+            for check in self.checks
+            if check.verdict is not Verdict.PASS
+        ]
+        return "; ".join([*failed, *self.messages]) or self.verdict.explanation
+
+
+def folder_of(home: Path, drill: str, month: str, run_id: str) -> Path:
+    """Where a drill's results lie below the data home."""
+    return home / "drills" / drill / month / run_id
+
+
+def write_record(folder: Path, content: dict[str, object]) -> None:
+    """Write the record whole or not at all."""
+    text = json.dumps(content, indent=2, default=str) + "\n"
+    unfinished = folder / f".{FILE_NAME}"
+    unfinished.write_text(text, encoding="utf-8")
+    unfinished.replace(folder / FILE_NAME)
+
+
+def read_record(folder: Path) -> DrillRecord:
+    """Raises RecoveryError if the drill left no record."""
+    try:
+        content = json.loads((folder / FILE_NAME).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RecoveryError(f"the drill left no record in {folder}: it did not start") from None
+    return DrillRecord(
+        folder=folder,
+        drill=content["drill"],
+        month=content["month"],
+        run_id=content["run_id"],
+        verdict=Verdict(content["verdict"]),
+        checks=[CheckResult(**check | {"verdict": Verdict(check["verdict"])})
+                for check in content["checks"]],
+        errors=content["errors"],
+        messages=content["messages"],
+        not_tested=content["not_tested"],
+        metrics=content["metrics"],
+    )

@@ -1,0 +1,83 @@
+"""Jobs and schedules: a job per drill, per scenario and per group, and the monthly start."""
+
+from collections.abc import Iterator, Sequence
+
+import dagster as dg
+from dagster._core.definitions.unresolved_asset_job_definition import (
+    UnresolvedAssetJobDefinition,
+)
+
+from recovery_pipelines.drills.run import STAGES
+from recovery_pipelines.orchestration.partitions import MONTHS
+from recovery_pipelines.orchestration.stages import RETRY_TAG
+from recovery_pipelines.plan import DrillSpec
+
+DRILL_TAG = "recovery/drill"
+
+
+def run_tags(specs: Sequence[DrillSpec]) -> dict[str, str]:
+    """The plan's execution controls as Dagster's own: timeout, retries, one drill at a time."""
+    controls = specs[0].controls
+    tags = {
+        "dagster/max_runtime": str(controls.timeout * len(specs)),
+        "dagster/max_retries": str(controls.retry_attempts),
+        "dagster/retry_strategy": "ALL_STEPS",
+        RETRY_TAG: "true",
+    }
+    if not controls.parallel_tests:
+        tags[DRILL_TAG] = "one at a time"
+    return tags
+
+
+def asset_keys(spec: DrillSpec) -> list[dg.AssetKey]:
+    return [dg.AssetKey([spec.name, stage]) for stage in STAGES]
+
+
+def drill_job(
+    name: str, specs: Sequence[DrillSpec], description: str
+) -> UnresolvedAssetJobDefinition:
+    """A job over the stages of one or several drills, in one process."""
+    keys = [key for spec in specs for key in asset_keys(spec)]
+    return dg.define_asset_job(
+        name,
+        dg.AssetSelection.assets(*keys),
+        description=description,
+        executor_def=dg.in_process_executor,
+        run_tags=run_tags(specs),
+    )
+
+
+def jobs(specs: Sequence[DrillSpec]) -> list[UnresolvedAssetJobDefinition]:
+    """A job for each drill and for each scenario of the plan."""
+    found = [drill_job(spec.name, [spec], spec.scenario.description) for spec in specs]
+    for scenario in dict.fromkeys(spec.scenario.name for spec in specs):
+        of_scenario = [spec for spec in specs if spec.scenario.name == scenario]
+        found.append(drill_job(scenario, of_scenario, f"Every drill of {scenario}"))
+    return found
+
+
+def drill_schedule(
+    job: UnresolvedAssetJobDefinition, specs: Sequence[DrillSpec], cron_schedule: str
+) -> dg.ScheduleDefinition:
+    """Start the month's drills, each as a run of its own."""
+
+    @dg.schedule(
+        job=job,
+        name=f"{job.name}_schedule",
+        cron_schedule=cron_schedule,
+        execution_timezone="UTC",
+        description="Starts the month's drills, each as a run of its own.",
+    )
+    def start_drills(context: dg.ScheduleEvaluationContext) -> Iterator[dg.RunRequest]:
+        month = MONTHS.get_partition_key_for_timestamp(
+            context.scheduled_execution_time.timestamp(), end_closed=False
+        )
+        for spec in specs:
+            yield dg.RunRequest(
+                run_key=f"{spec.name} {month}",
+                partition_key=month,
+                asset_selection=asset_keys(spec),
+                tags=run_tags([spec]),
+            )
+
+    return start_drills

@@ -1,0 +1,66 @@
+"""How a Dagster run holds the drills it carries out: one process, one drill after the other."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import dagster as dg
+
+from recovery_pipelines.drills.run import STAGES, DrillRun, open_drill
+from recovery_pipelines.errors import RecoveryError
+from recovery_pipelines.plan import DrillSpec
+
+
+class OpenDrills:
+    """The drill that a run has in hand. Opening the next one closes the one before."""
+
+    def __init__(self, run_id: str) -> None:
+        self._run_id = run_id
+        self._stack = ExitStack()
+        self._open: DrillRun | None = None
+        self._stopped_after: str | None = None
+
+    def stage(self, spec: DrillSpec, month: str, stage: str) -> DrillRun:
+        """The drill that `stage` belongs to; the first stage opens it.
+
+        Raises RecoveryError for a stage whose drill is not open in this process, and for a drill
+        that must not start because an earlier one in this run failed.
+        """
+        if self._open and self._open.spec.name == spec.name and stage != STAGES[0]:
+            return self._open
+        if stage != STAGES[0]:
+            raise RecoveryError(
+                f"{spec.name}/{stage} works in the sandbox of a drill that is not open: a drill is "
+                f"one run in one process. Launch the job {spec.name}, or materialize all its "
+                "stages in one run with executor=in_process_executor in your Definitions"
+            )
+        self.close()
+        if self._stopped_after and spec.controls.failure_handling == "stop_and_notify":
+            raise RecoveryError(
+                f"{spec.name} was not started: {self._stopped_after} failed, "
+                "and failure_handling is stop_and_notify"
+            )
+        self._open = self._stack.enter_context(open_drill(spec, month, self._run_id))
+        return self._open
+
+    def close(self) -> None:
+        """End the open drill: record, clean up, notify."""
+        run, self._open = self._open, None
+        self._stack.close()
+        if run and (run.errors or run.verdict.is_finding):
+            self._stopped_after = f"{run.spec.name} ({run.verdict})"
+
+
+class DrillsResource(dg.ConfigurableResource[OpenDrills]):
+    """Gives assets the run's open drill; whatever is still open is closed with the run."""
+
+    @contextmanager
+    def yield_for_execution(self, context: dg.InitResourceContext) -> Iterator[OpenDrills]:
+        drills = OpenDrills(context.run_id or "unknown")
+        try:
+            yield drills
+        finally:
+            drills.close()
+
+
+DRILLS = DrillsResource()
+"""One object for all drills: a run over several must share it."""

@@ -1,0 +1,119 @@
+"""What all stage assets share: their place in the graph, their checks, their metadata."""
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import dagster as dg
+import pandas as pd
+
+from recovery_pipelines.drills.run import STAGES, DrillRun, step_of
+from recovery_pipelines.orchestration.io_manager import HOME_METADATA_KEY, PARQUET
+from recovery_pipelines.orchestration.partitions import MONTHS
+from recovery_pipelines.orchestration.resources import DRILLS
+from recovery_pipelines.plan import DrillSpec
+from recovery_pipelines.verdict import CheckResult, Verdict
+
+POOL = "recovery_drill"
+RETRY_TAG = "dagster/retry_on_asset_or_op_failure"
+_PREVIEW_ROWS = 20
+_WARNINGS = (Verdict.UNVERIFIED, Verdict.STALE)
+
+
+def stage_options(spec: DrillSpec, stage: str, what: str) -> dict[str, Any]:
+    """The arguments of `@dg.asset` for one stage of one drill."""
+    step = step_of(spec.scenario.name, stage)
+    return {
+        "name": stage,
+        "key_prefix": [spec.name],
+        "group_name": spec.group,
+        "partitions_def": MONTHS,
+        "description": f"{what}\n\n{spec.scenario.description} (step `{step}`).",
+        "pool": None if spec.controls.parallel_tests else POOL,
+        "resource_defs": {"recovery_drills": DRILLS},
+        "required_resource_keys": {"recovery_drills"},
+        "io_manager_def": PARQUET,
+        "metadata": {HOME_METADATA_KEY: str(spec.plan.data_home)},
+        "kinds": {"parquet", spec.engine},
+        "tags": {"recovery/scenario": spec.scenario.name},
+        # Later stages first: a run over several drills finishes one before it opens the next.
+        "op_tags": {"dagster/priority": str(STAGES.index(stage))},
+        "code_version": "1",
+    }
+
+
+def upstream(spec: DrillSpec, stage: str) -> dg.AssetIn:
+    return dg.AssetIn(key=[spec.name, stage])
+
+
+def open_stage(context: dg.AssetExecutionContext, spec: DrillSpec, stage: str) -> DrillRun:
+    """The drill that this stage belongs to."""
+    run: DrillRun = context.resources.recovery_drills.stage(spec, context.partition_key, stage)
+    return run
+
+
+def check_specs(spec: DrillSpec, stage: str, names: Sequence[str]) -> list[dg.AssetCheckSpec]:
+    key = dg.AssetKey([spec.name, stage])
+    return [dg.AssetCheckSpec(name, asset=key, blocking=True) for name in names]
+
+
+def check_results(
+    context: dg.AssetExecutionContext, run: DrillRun, stage: str, names: Sequence[str]
+) -> list[dg.AssetCheckResult]:
+    """The named checks of `run` as Dagster shows them.
+
+    FAIL and INVALID fail with severity ERROR and block what is downstream; UNVERIFIED and STALE
+    warn. A check without a result is UNVERIFIED. A finding is not retried: a retry that passes
+    would hide it.
+    """
+    if run.verdict.is_finding:
+        context.instance.add_run_tags(context.run_id, {RETRY_TAG: "false"})
+    by_name = {check.name: check for check in run.checks}
+    return [_check_result(context, stage, run, by_name.get(name), name) for name in names]
+
+
+def _check_result(
+    context: dg.AssetExecutionContext,
+    stage: str,
+    run: DrillRun,
+    check: CheckResult | None,
+    name: str,
+) -> dg.AssetCheckResult:
+    check = check or CheckResult(name, Verdict.UNVERIFIED, "the check runs", "it did not run")
+    warns = check.verdict in _WARNINGS
+    return dg.AssetCheckResult(
+        check_name=name,
+        asset_key=dg.AssetKey([run.spec.name, stage]),
+        passed=check.verdict is Verdict.PASS,
+        severity=dg.AssetCheckSeverity.WARN if warns else dg.AssetCheckSeverity.ERROR,
+        metadata={
+            "verdict": str(check.verdict),
+            "expected": dg.MetadataValue.text(check.expected),
+            "found": dg.MetadataValue.text(check.found),
+        },
+        description=check.verdict.explanation,
+    )
+
+
+def numbers(row: Mapping[str, object]) -> dict[str, Any]:
+    """A row's values as metadata: numbers plot in the UI, the rest is text, None is left out."""
+    return {
+        name: value if isinstance(value, bool | int | float) else str(value)
+        for name, value in row.items()
+        if value is not None and not (isinstance(value, float) and pd.isna(value))
+    }
+
+
+def table(frame: pd.DataFrame, columns: Iterable[str] | None = None) -> dg.MetadataValue:
+    """The first rows of a frame as a table in the UI."""
+    shown = frame[list(columns)] if columns else frame
+    cells = shown.head(_PREVIEW_ROWS).map(_cell)
+    text = cells.to_markdown(index=False) if len(cells) else "(no rows)"
+    more = len(frame) - _PREVIEW_ROWS
+    return dg.MetadataValue.md(f"{text}\n\n… and {more:,} more rows" if more > 0 else text)
+
+
+def _cell(value: object) -> object:
+    if isinstance(value, bytes):
+        value = os.fsdecode(value).encode("unicode_escape", "surrogateescape").decode("ascii", "replace")
+    return str(value).replace("|", "\\|").replace("\n", " ") if isinstance(value, str) else value
