@@ -1,25 +1,27 @@
-"""The protocol that every backup engine follows, and the ledger of its snapshots.
+"""The protocol that every backup engine follows, and what engines over a command-line tool share.
 
 An engine is one file that adapts one backup tool. It knows nothing of drills, faults or
 verdicts: it runs the tool, maps exit codes strictly (anything but an unambiguous success is an
 EngineError), and names snapshots by the tool's own recorded id, never by "latest".
 """
 
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import ClassVar, Protocol, runtime_checkable
 
-from recovery_pipelines.errors import PlanError
+from recovery_pipelines.errors import EngineError, PlanError
+from recovery_pipelines.tools import Finished, find_tool, run_tool
 
 ENTRY_POINT_GROUP = "recovery_pipelines.engines"
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """One backup in an engine's repository, as recorded in our ledger outside the repository."""
+    """One backup in an engine's repository. The drill keeps these as its ledger, elsewhere."""
 
     snapshot_id: str
     kind: str
@@ -37,9 +39,12 @@ class Snapshot:
 class Engine(Protocol):
     """An adapter to one backup tool, bound to one repository.
 
-    Constructed as `EngineClass(repository, work, timeout_seconds=...)`: `repository` is the
-    directory of the backups, `work` a private directory for caches, state files and secrets
-    outside the repository. Both exist and are empty before `init`.
+    Constructed as `EngineClass(repository, work, timeout_seconds=..., environment=...)`:
+    `repository` is the directory of the backups, `work` a private directory for state files and
+    secrets outside the repository. Both exist and are empty before `init`. `timeout_seconds` is
+    a number or a function that says how much time is left; each run of the tool asks anew.
+    `environment` is added to each child's. A tool that reports anything but success raises
+    EngineError, one that takes too long DrillTimeout.
     """
 
     name: ClassVar[str]
@@ -69,14 +74,86 @@ class Engine(Protocol):
         ...
 
     def restore(
-        self, snapshot: Snapshot, staging: Path, paths: Sequence[bytes] | None = None
+        self, snapshot: Snapshot, staging: Path, paths: Collection[bytes] | None = None
     ) -> None:
         """Restore by recorded id into the empty directory `staging`.
 
         `staging` itself becomes the tree's root, its metadata included. With `paths` (relative,
-        as in the manifest) at least those entries are restored; more is allowed.
+        as in the manifest) at least those entries are restored, more is allowed: their parent
+        directories exist too, but only what is in `paths` is sure to have its own metadata. An
+        entry that the snapshot does not hold is absent afterwards; the manifest tells.
         """
         ...
+
+
+class ToolEngine:
+    """What engines over a command-line tool share: its environment, time limit and exit codes."""
+
+    program: ClassVar[str]
+    exit_codes: ClassVar[Mapping[int, str]]
+    """What the tool's non-zero exit codes mean."""
+
+    def __init__(
+        self,
+        repository: Path,
+        work: Path,
+        *,
+        timeout_seconds: Callable[[], float] | float,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        self.repository = repository.absolute()
+        self.work = work.absolute()
+        self._timeout_seconds = timeout_seconds
+        self._environment = {"TMPDIR": str(self.work)} | dict(environment or {})
+
+    def _run(
+        self,
+        doing: str,
+        *arguments: str | bytes | Path,
+        program: str | None = None,
+        cwd: Path | None = None,
+        stdin: bytes | None = None,
+    ) -> Finished:
+        """Run the tool; any exit code but 0 is an EngineError that starts with `doing`."""
+        limit = self._timeout_seconds
+        program = program or self.program
+        finished = run_tool(
+            [find_tool(program), *arguments],
+            cwd=cwd,
+            env=self._environment,
+            stdin=stdin,
+            timeout_seconds=limit() if callable(limit) else limit,
+        )
+        if finished.returncode != 0:
+            code = finished.returncode
+            meaning = self.exit_codes.get(code, "failed") if program == self.program else "failed"
+            raise EngineError(
+                f"{doing}: {program} exit code {code} ({meaning}): {finished.complaint}"
+            )
+        return finished
+
+
+def require_recorded(snapshots: Sequence[Snapshot], listed: Collection[str]) -> None:
+    """EngineError unless there are recorded snapshots and the repository lists each of them."""
+    if not snapshots:
+        raise EngineError("no snapshot is recorded for this repository: there is nothing to check")
+    lost = [each.snapshot_id for each in snapshots if each.snapshot_id not in listed]
+    if lost:
+        raise EngineError(
+            f"{len(lost)} of {len(snapshots)} recorded snapshots are not in the repository: "
+            + ", ".join(lost)
+        )
+
+
+def require_empty(staging: Path) -> None:
+    """EngineError unless `staging` is an empty directory."""
+    if not staging.is_dir():
+        raise EngineError(f"the staging directory {staging} does not exist: create it first")
+    with os.scandir(staging) as entries:
+        if next(entries, None) is not None:
+            raise EngineError(
+                f"the staging directory {staging} is not empty: restore into an empty one"
+            )
 
 
 def engine_class(name: str) -> type[Engine]:

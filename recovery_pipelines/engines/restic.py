@@ -1,0 +1,174 @@
+"""restic: the engine for encrypted, deduplicated backups by the real restic program.
+
+The password is a random one in a file in `work` (never in argv, never beside the repository).
+A snapshot's digest covers its id and its tree id, the SHA-256 hashes of the snapshot and of
+everything below its root: equal ids and a clean `check --read-data` prove equal content.
+"""
+
+import contextlib
+import json
+import os
+import re
+import secrets
+import stat
+from collections.abc import Collection, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, ClassVar
+
+import xxhash
+
+from recovery_pipelines.engines.base import Snapshot, ToolEngine, require_empty, require_recorded
+from recovery_pipelines.errors import EngineError
+from recovery_pipelines.tools import Finished
+
+_MAX_SELECTED = 500
+"""restic compares each entry with each pattern, and each pattern is an argument."""
+
+
+class ResticEngine(ToolEngine):
+    """restic with a private password and without a cache, which would hide damage."""
+
+    name: ClassVar[str] = "restic"
+    program: ClassVar[str] = "restic"
+    exit_codes: ClassVar[Mapping[int, str]] = {
+        1: "error",
+        3: "partial backup: some of the source could not be read",
+        10: "there is no repository",
+        11: "the repository is locked",
+        12: "wrong password",
+        130: "interrupted",
+    }
+
+    def version(self) -> str:
+        """As `restic version` prints it."""
+        return self._run("asking restic for its version", "version").stdout.decode().strip()
+
+    def init(self) -> None:
+        """`restic init`, with a new random password."""
+        self._password.touch(mode=0o600, exist_ok=False)
+        self._password.write_text(secrets.token_urlsafe(32))
+        self._restic("making the repository", "init")
+
+    def backup(self, source: Path, parent: Snapshot | None) -> Snapshot:
+        """Of the directory by its name, from its parent directory: so its metadata is kept."""
+        source = source.resolve()
+        before_bytes = self._size_bytes()
+        upon = ["--force"] if parent is None else ["--parent", parent.snapshot_id]
+        output = self._restic(
+            f"backup of {source}", "backup", "--json", *upon, "--", source.name, cwd=source.parent
+        ).stdout
+        summary = json.loads(output.splitlines()[-1])
+        listed = [
+            each for each in self._snapshots() if each["id"].startswith(summary["snapshot_id"])
+        ]
+        if len(listed) != 1:
+            raise EngineError(
+                f"restic reported snapshot {summary['snapshot_id']}, but the repository lists "
+                f"{len(listed)} snapshots of that id"
+            )
+        return Snapshot(
+            snapshot_id=listed[0]["id"],
+            kind="full" if parent is None else "incremental",
+            parent_id=parent.snapshot_id if parent else None,
+            created_at=datetime.fromisoformat(listed[0]["time"]).astimezone(UTC),
+            digest=_digest(listed[0]),
+            added_bytes=self._size_bytes() - before_bytes,
+        )
+
+    def snapshot_ids(self) -> list[str]:
+        """As `restic snapshots` lists them."""
+        return [each["id"] for each in sorted(self._snapshots(), key=lambda each: each["time"])]
+
+    def check(self) -> None:
+        """`restic check`: structure only, it does not read the data."""
+        self._restic("check", "check")
+
+    def full_check(self, snapshots: Sequence[Snapshot]) -> None:
+        """The recorded ids and digests are there, and `restic check --read-data`."""
+        found = {each["id"]: _digest(each) for each in self._snapshots()}
+        require_recorded(snapshots, found)
+        for snapshot in snapshots:
+            if found[snapshot.snapshot_id] != snapshot.digest:
+                raise EngineError(f"snapshot {snapshot.snapshot_id} has another tree than recorded")
+        self._restic("full check", "check", "--read-data")
+
+    def restore(
+        self, snapshot: Snapshot, staging: Path, paths: Collection[bytes] | None = None
+    ) -> None:
+        """Restore below `staging`, then move everything one level up."""
+        require_empty(staging)
+        below = staging / f".restoring-{secrets.token_hex(8)}"
+        arguments: list[str | bytes | Path] = ["restore", snapshot.snapshot_id, "--target", below]
+        if paths is not None and len(paths) <= _MAX_SELECTED and b"" not in paths:
+            for path in paths:
+                arguments += ["--include", _pattern(path)]
+        self._restic(f"restore of {snapshot.snapshot_id}", *arguments)
+        restored = list(below.iterdir()) if below.exists() else []
+        if len(restored) == 1:
+            _move_up(restored[0], staging)
+        elif restored or paths is None:
+            raise EngineError(
+                f"snapshot {snapshot.snapshot_id} holds {len(restored)} directories, not one"
+            )
+
+    @property
+    def _password(self) -> Path:
+        return self.work / "password"
+
+    def _restic(
+        self, doing: str, *arguments: str | bytes | Path, cwd: Path | None = None
+    ) -> Finished:
+        return self._run(
+            doing,
+            *("--repo", self.repository, "--password-file", self._password),
+            *("--no-cache", "--quiet"),
+            *arguments,
+            cwd=cwd,
+        )
+
+    def _snapshots(self) -> list[dict[str, Any]]:
+        output = self._restic("listing the snapshots", "snapshots", "--json").stdout
+        listed: list[dict[str, Any]] = json.loads(output)
+        return listed
+
+    def _size_bytes(self) -> int:
+        return sum(path.stat().st_size for path in self.repository.rglob("*") if path.is_file())
+
+
+def _digest(listed: Mapping[str, Any]) -> str:
+    digest: str = xxhash.xxh3_128_hexdigest(f"{listed['id']} {listed['tree']}".encode())
+    return digest
+
+
+def _pattern(path: bytes) -> bytes:
+    """Matches `path` below the one directory that a snapshot holds."""
+    return b"/*/" + re.sub(rb"([\\*?\[])", rb"\\\1", path)
+
+
+def _rename(old: Path, new: Path) -> None:
+    """Rename also a directory that its owner may not write to, which needs that right."""
+    status = old.lstat()
+    locked = stat.S_ISDIR(status.st_mode) and not status.st_mode & stat.S_IWUSR
+    if locked:
+        old.chmod(0o700)
+    old.rename(new)
+    if locked:
+        new.chmod(stat.S_IMODE(status.st_mode))
+
+
+def _move_up(restored: Path, staging: Path) -> None:
+    """Make `staging`, which holds only the parent of `restored`, what `restored` is."""
+    status = restored.stat()
+    attributes = {name: os.getxattr(restored, name) for name in os.listxattr(restored)}
+    restored.chmod(0o700)
+    for child in restored.iterdir():
+        _rename(child, staging / child.name)
+    restored.rmdir()
+    restored.parent.rmdir()
+    with contextlib.suppress(PermissionError):  # as restic does: an ordinary user keeps his own
+        os.chown(staging, status.st_uid, status.st_gid)
+    for name, value in attributes.items():
+        os.setxattr(staging, name, value)
+    staging.chmod(stat.S_IMODE(status.st_mode))
+    os.utime(staging, ns=(status.st_atime_ns, status.st_mtime_ns))
