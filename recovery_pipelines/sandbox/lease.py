@@ -239,15 +239,21 @@ def exclusive(
 
 def kill_process(resource: Resource) -> bool:
     """Kill a process if it is still the one that the lease named; returns whether it lived."""
-    pid = int(resource.name)
-    if resource.details["boot"] != _boot_id():
+    try:
+        pid, started = int(resource.name), resource.details["started"]
+        same_boot = resource.details["boot"] == _boot_id()
+    except (KeyError, ValueError):
+        raise SandboxError(
+            f"a lease names the process {resource.name!r} without its start"
+        ) from None
+    if not same_boot:
         return False
     try:
         pidfd = os.pidfd_open(pid)
     except ProcessLookupError:
         return False
     try:
-        return start_time(pid) == resource.details["started"] and _kill(pidfd, pid)
+        return start_time(pid) == started and _kill(pidfd, pid)
     except ProcessLookupError:
         return False
     finally:
