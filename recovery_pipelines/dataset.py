@@ -215,7 +215,7 @@ def _batches(
     make: _TableMaker, rng: np.random.Generator, file: IO[bytes], size_bytes: int
 ) -> Iterator[pa.Table]:
     """Tables to write until the file is about full: at least a few, none over 100 000 rows."""
-    rows = min(100_000, max(50, size_bytes // 250))
+    rows = min(100_000, max(50, size_bytes // 400))
     while file.tell() < size_bytes:
         yield make(rng, rows)
 
@@ -520,7 +520,9 @@ def change_dataset(tree: Tree, *, seed: int) -> Changes:
         deleted=len(deleted),
         renamed=len(renamed),
         added=_add_entries(tree, directories, max(1, share // 4), rng),
-        directories_renamed=_move_directory(tree, entries, share, rng),
+        directories_renamed=_move_directory(
+            tree, entries, min(share, (len(entries) - 1) // 2), rng
+        ),
     )
 
 

@@ -34,7 +34,7 @@ class InjectedFault:
     layer: Layer
     family: Family
     path: bytes
-    """The entry that differs afterwards (of several: the one that holds or leads them)."""
+    """An entry that differs afterwards."""
     detail: str
     before: str
     after: str
@@ -42,6 +42,8 @@ class InjectedFault:
     """False for a damage that leaves every recorded property equal (zeros turned into a hole)."""
     caught_by: tuple[str, ...]
     """The validation criteria that must catch it; at least one of them has to fail."""
+    also: tuple[bytes, ...] = ()
+    """Other entries that differ, too, or that hold those that do."""
 
 
 @runtime_checkable

@@ -32,7 +32,8 @@ def inject(faults: Sequence[Fault], tree: Tree, layer: Layer, seed: int) -> list
     injected: list[InjectedFault] = []
     for number, fault in enumerate(faults):
         rng = Random(f"{seed}:{number}:{fault.kind}")
-        done = fault.inject(tree, layer, rng, avoid=[earlier.path for earlier in injected])
+        damaged = [path for earlier in injected for path in (earlier.path, *earlier.also)]
+        done = fault.inject(tree, layer, rng, avoid=damaged)
         if done is not None:
             injected.append(done)
     return injected

@@ -63,12 +63,14 @@ class Place:
 
 @dataclass(frozen=True)
 class Damage:
-    """What was done at a place. `path` is given if another entry differs than the one chosen."""
+    """What was done at a place; `path` is given if another entry differs than the one chosen."""
 
     detail: str
     before: str
     after: str
     path: bytes | None = None
+    also: tuple[bytes, ...] = ()
+    """As in `InjectedFault`; other names of the same file need not be given."""
 
 
 Chooser = Callable[[list[Entry], Random], Iterable[Entry]]
@@ -106,8 +108,15 @@ class Kind:
                     after=damage.after,
                     changes_data=self.changes_data,
                     caught_by=self.caught_by,
+                    also=(*damage.also, *_other_names(entry, entries)),
                 )
         return None
+
+
+def _other_names(entry: Entry, entries: list[Entry]) -> list[bytes]:
+    if not entry.is_file or entry.links == 1:
+        return []
+    return [e.path for e in entries if e.inode == entry.inode and e.path != entry.path]
 
 
 def survey(tree: Tree, avoid: Collection[bytes] = ()) -> list[Entry]:

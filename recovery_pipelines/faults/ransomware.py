@@ -2,8 +2,7 @@
 
 from recovery_pipelines.faults import edit, kind
 from recovery_pipelines.faults.base import Family
-from recovery_pipelines.faults.kind import Damage, Entry, Kind, Place
-from recovery_pipelines.sandbox import Tree
+from recovery_pipelines.faults.kind import Damage, Kind, Place
 
 _ENCRYPTED_BYTES = 1 << 20  # of each file's head: intermittent, as the fast ones do it
 _MOST_FILES = 200
@@ -28,7 +27,8 @@ def encrypt_and_rename(place: Place) -> Damage:
     name = edit.free_name(place.tree, edit.with_suffix(place.path, _SUFFIX))
     with edit.advancing(place.tree, edit.parent(place.path), place.rng):
         place.tree.rename(place.path, name)
-    return Damage(f"{done.detail}, renamed to {name!r}", done.before, done.after)
+    what = f"{done.detail}, renamed to {name!r}"
+    return Damage(what, done.before, done.after, also=(name,))
 
 
 def _leave_note(place: Place, directory: bytes) -> bytes:
@@ -60,16 +60,14 @@ def mass_encrypt(place: Place) -> Damage | None:
         encrypt_and_rename(Place(place.tree, entry, place.entries, place.rng))
     for directory in sorted({edit.parent(entry.path) for entry in inside}):
         _leave_note(place, directory)
-    left = _still_there(place.tree, inside)
+    left = sum(place.tree.exists(entry.path) for entry in inside)
     return Damage(
-        f"{len(inside)} files encrypted and renamed, a note in each directory",
+        f"{len(inside)} files below {place.path!r} encrypted and renamed, with notes",
         f"{len(inside)} files",
         f"{left} files",
+        path=inside[0].path,
+        also=(place.path,),
     )
-
-
-def _still_there(tree: Tree, entries: list[Entry]) -> int:
-    return sum(tree.exists(entry.path) for entry in entries)
 
 
 def _ransomware(

@@ -73,7 +73,8 @@ def rename(suffix: bytes) -> kind.Damager:
         target = edit.free_name(place.tree, edit.with_suffix(place.path, suffix))
         with edit.quiet(place.tree, edit.parent(place.path)):
             place.tree.rename(place.path, target)
-        return Damage(f"renamed to {target!r}", before, describe(place.tree, place.path))
+        after = describe(place.tree, place.path)
+        return Damage(f"renamed to {target!r}", before, after, also=(target,))
 
     return damage
 
@@ -140,6 +141,7 @@ def swap_files(place: Place) -> Damage | None:
             f"swapped with {other.path!r}",
             f"file of {place.size} bytes",
             describe(tree, place.path),
+            also=(other.path,),
         )
     return None
 
