@@ -23,7 +23,7 @@ def build(spec: DrillSpec) -> dg.AssetsDefinition:
         run = open_stage(context, spec, STAGE)
         row = measure(run)
         folder = dg.MetadataValue.path(str(run.folder))
-        metadata = {**numbers(row.iloc[0].to_dict()), "folder": folder}
+        metadata = {**numbers(run.metrics), "folder": folder}
         context.resources.recovery_drills.close()
         return dg.MaterializeResult(value=row, metadata=metadata)
 

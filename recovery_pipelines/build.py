@@ -56,7 +56,10 @@ def build_definitions(plan: Plan | Path | str | None = None) -> dg.Definitions:
         assets=[asset for spec in specs for asset in stage_assets(spec)],
         jobs=[*jobs(specs), *group_jobs],
         schedules=schedules,
-        sensors=[drill_failure.build(specs, "recovery_drill_failure"), sandbox_reaper.build(plan.data_home)],
+        sensors=[
+            drill_failure.build(specs, "recovery_drill_failure"),
+            sandbox_reaper.build(plan.data_home),
+        ],
     )
 
 

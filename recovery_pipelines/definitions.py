@@ -4,6 +4,4 @@ import dagster as dg
 
 from recovery_pipelines.build import build_definitions
 
-defs = dg.Definitions.merge(
-    build_definitions(), dg.Definitions(executor=dg.in_process_executor)
-)
+defs = dg.Definitions.merge(build_definitions(), dg.Definitions(executor=dg.in_process_executor))

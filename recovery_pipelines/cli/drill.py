@@ -18,7 +18,7 @@ from rich.table import Table
 from recovery_pipelines.build import build_definitions
 from recovery_pipelines.cli.plan import plan_option
 from recovery_pipelines.drills.failure import tell_failure
-from recovery_pipelines.drills.record import DrillRecord, read_record
+from recovery_pipelines.drills.record import DrillRecord, folder_of, read_record
 from recovery_pipelines.errors import PlanError
 from recovery_pipelines.orchestration.instance import open_instance, prepare_home
 from recovery_pipelines.orchestration.launcher import own_process_tag

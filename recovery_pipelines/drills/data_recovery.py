@@ -5,6 +5,7 @@ snapshots, faults and restored generations. The trees and the repository stay in
 """
 
 import os
+from contextlib import suppress
 from dataclasses import asdict, replace
 from dataclasses import fields as dataclass_fields
 from pathlib import Path
@@ -16,6 +17,7 @@ from recovery_pipelines import manifest
 from recovery_pipelines.checks import (
     RecoveredState,
     capture_facts,
+    examine,
     read_facts,
     run_checks,
     self_test,
@@ -25,9 +27,10 @@ from recovery_pipelines.dataset import build_dataset, change_dataset, copy_tree
 from recovery_pipelines.drills.metrics import metrics_row
 from recovery_pipelines.drills.preparation import prepare
 from recovery_pipelines.drills.publish import publish
-from recovery_pipelines.drills.run import DrillRun
+from recovery_pipelines.drills.record import DrillRecord, folder_of, read_record
+from recovery_pipelines.drills.run import DrillRun, open_drill
 from recovery_pipelines.engines.base import Snapshot, engine_class
-from recovery_pipelines.errors import EngineError, PlanError
+from recovery_pipelines.errors import EngineError, PlanError, RecoveryError
 from recovery_pipelines.faults.base import Family, InjectedFault, Layer
 from recovery_pipelines.faults.catalogue import inject, source_faults
 from recovery_pipelines.plan import DrillSpec
@@ -65,7 +68,10 @@ def create_test_dataset(run: DrillRun) -> Path:
         prepare(run)
         target = run.spec.target
         if target.dataset:
-            build_dataset(run.live, size_bytes=int(target.dataset.size), seed=target.dataset.seed)
+            left_out = build_dataset(
+                run.live, size_bytes=int(target.dataset.size), seed=target.dataset.seed
+            )
+            run.left_out += [f"{what}: not possible on this machine" for what in left_out]
         elif target.path:
             copy_tree(target.path, run.live, run.remaining_seconds())
         _capture(run, run.live, "generation-0")
@@ -93,7 +99,13 @@ def create_incremental_backups(run: DrillRun) -> pd.DataFrame:
             if generation in _restored_generations(run):
                 path = run.manifest_path(f"generation-{generation}")
                 capture_facts(run.live, path, run.manifest_path(f"facts-{generation}"))
-            rows.append({"generation": generation, **asdict(snapshots[-1]), **_sizes(run.summaries[f"generation-{generation}"])})
+            rows.append(
+                {
+                    "generation": generation,
+                    **asdict(snapshots[-1]),
+                    **_sizes(run.summaries[f"generation-{generation}"]),
+                }
+            )
         table = pd.DataFrame(rows)
         run.keep("snapshots", table)
         required = run.spec.plan.test_framework.test_execution.preparation.requirements
@@ -186,6 +198,19 @@ def measure(run: DrillRun) -> pd.DataFrame:
     return pd.DataFrame([run.metrics])
 
 
+def carry_out(spec: DrillSpec, month: str, run_id: str) -> DrillRecord:
+    """All stages of one drill without Dagster; errors of a stage end up in the record."""
+    with suppress(RecoveryError), open_drill(spec, month, run_id) as run:
+        create_test_dataset(run)
+        snapshots = create_incremental_backups(run)
+        if not run.verdict.is_finding:
+            faults = simulate_damage(run)
+            recover(run, snapshots)
+            validate(run, faults)
+            measure(run)
+    return read_record(folder_of(spec.plan.data_home, spec.name, month, run_id))
+
+
 # --- backups ----------------------------------------------------------------------------
 
 
@@ -223,24 +248,24 @@ def _inject_faults(run: DrillRun) -> list[dict[str, object]]:
     known = source_faults()
     wanted = run.spec.target.faults
     kinds = list(known) if wanted.kinds == "all" else list(wanted.kinds)
-    in_turn = [known[kinds[turn % len(kinds)]] for turn in range(wanted.count)]
+    in_turn = [known[kinds[turn % len(kinds)]] for turn in range(wanted.count or len(kinds))]
     injected = inject(in_turn, run.live, Layer.SOURCE, run.seed("faults"))
-    run.journal(event="injected", faults=len(injected), wanted=wanted.count)
+    without_place = {fault.kind for fault in in_turn} - {fault.kind for fault in injected}
+    run.left_out += [f"fault {kind}: the data has no place for it" for kind in without_place]
+    run.journal(event="injected", faults=len(injected), wanted=len(in_turn))
     return [asdict(fault) for fault in injected]
 
 
 def _lose_everything(run: DrillRun) -> list[dict[str, object]]:
-    lost = 0
-    for name in sorted(os.listdir(os.fsencode(run.live.path))):
-        run.live.rmtree(name)
-        lost += 1
+    names = run.live.listdir()
+    run.live.clear()
     fault = InjectedFault(
         kind="total_loss",
         layer=Layer.SOURCE,
         family=Family.STRUCTURE,
         path=b"",
         detail="everything in the tree is deleted",
-        before=f"{lost} top-level entries",
+        before=f"{len(names)} top-level entries",
         after="0 entries",
         changes_data=True,
         caught_by=("all_files_recovered",),
@@ -336,8 +361,10 @@ def _entries_in(comparison: manifest.Comparison) -> int:
 def _ledger(snapshots: pd.DataFrame) -> dict[int, Snapshot]:
     fields = [field.name for field in dataclass_fields(Snapshot)]
     rows = snapshots.astype(object).where(snapshots.notna(), None)
-    return {row["generation"]: Snapshot(**{name: row[name] for name in fields})
-            for row in rows.to_dict("records")}
+    return {
+        row["generation"]: Snapshot(**{name: row[name] for name in fields})
+        for row in rows.to_dict("records")
+    }
 
 
 # --- validation -------------------------------------------------------------------------
@@ -351,17 +378,15 @@ def _recovered_trees(run: DrillRun) -> list[tuple[int, Tree]]:
 
 
 def _recovered_state(run: DrillRun, generation: int, tree: Tree) -> RecoveredState:
-    expected = run.manifest_path(f"generation-{generation}")
-    found = run.manifest_path(f"recovered-{generation}")
-    _capture(run, tree, f"recovered-{generation}")
+    run.remaining_seconds()
     checks = run.spec.plan.test_framework.test_execution.validation.automated_checks
-    return RecoveredState(
-        tree=tree,
-        expected=expected,
-        found=found,
-        comparison=_compare(run, expected, found),
-        facts=read_facts(run.manifest_path(f"facts-{generation}")),
-        aspects=frozenset(checks.data_integrity),
+    return examine(
+        tree,
+        run.manifest_path(f"generation-{generation}"),
+        run.manifest_path(f"recovered-{generation}"),
+        read_facts(run.manifest_path(f"facts-{generation}")),
+        aspects=checks.data_integrity,
+        not_kept=run.spec.target.not_kept,
     )
 
 
@@ -383,9 +408,9 @@ def _detection_check(run: DrillRun, faults: pd.DataFrame) -> CheckResult:
     differences = pd.read_parquet(run.folder / "damage.parquet")
     seen = set(differences["path"])
     missed = [
-        f"{fault.kind} at {os.fsdecode(fault.path)!r}"
-        for fault in faults.itertuples()
-        if fault.changes_data and not _is_covered(fault.path, seen)
+        f"{fault['kind']} at {os.fsdecode(fault['path'])!r}"
+        for fault in faults.to_dict("records")
+        if fault["changes_data"] and not _is_covered(fault["path"], seen)
     ]
     silent = int((~faults["changes_data"].astype(bool)).sum())
     expected = f"{len(faults) - silent} faults that change data are detected"

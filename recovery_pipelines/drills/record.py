@@ -62,8 +62,10 @@ def read_record(folder: Path) -> DrillRecord:
         month=content["month"],
         run_id=content["run_id"],
         verdict=Verdict(content["verdict"]),
-        checks=[CheckResult(**check | {"verdict": Verdict(check["verdict"])})
-                for check in content["checks"]],
+        checks=[
+            CheckResult(**check | {"verdict": Verdict(check["verdict"])})
+            for check in content["checks"]
+        ],
         errors=content["errors"],
         messages=content["messages"],
         not_tested=content["not_tested"],

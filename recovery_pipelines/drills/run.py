@@ -10,7 +10,7 @@ import logging
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -83,6 +83,8 @@ class DrillRun:
     """Entries of the state at the moment of the damage that the recovered data lacks."""
     metrics: dict[str, object] = field(default_factory=dict)
     system_snapshot: dict[str, object] = field(default_factory=dict)
+    left_out: list[str] = field(default_factory=list)
+    """What the test data or the faults could not do here."""
     canaries: list[dict[str, object]] = field(default_factory=list)
     _deadline: float = 0.0
     _in_stage: bool = False
@@ -103,7 +105,8 @@ class DrillRun:
 
     def engine(self) -> Engine:
         """The drill's backup tool, bound to the repository in the sandbox."""
-        return engine_class(self.spec.engine)(
+        make: Callable[..., Engine] = engine_class(self.spec.engine)
+        return make(
             self.repository.path,
             self.sandbox.tree("engine").path,
             timeout_seconds=self.remaining_seconds,
@@ -196,6 +199,7 @@ class DrillRun:
         every = type(scenario.validation_criteria)().names
         left_out = [name for name in every if name not in scenario.validation_criteria.names]
         return [
+            *self.left_out,
             *(f"step {step} is left out of the plan" for step in scenario.omitted_steps),
             *(f"criterion {name} is left out of the plan" for name in left_out),
             *(f"aspect {name} is not promised by the target" for name in self.spec.target.not_kept),
@@ -248,8 +252,12 @@ def open_drill(spec: DrillSpec, month: str, run_id: str) -> Iterator[DrillRun]:
     for removed in reap(home):
         log.warning("removed what a killed drill left behind: %s", removed)
     timeout_seconds = spec.controls.timeout
+
+    def wait(holder: str) -> None:
+        log.info("%s waits for %s to end", spec.name, holder)
+
     turn = spec.name if spec.controls.parallel_tests else "drills"
-    with exclusive(home, turn, timeout_seconds, on_wait=lambda: log.info("%s waits", spec.name)):
+    with exclusive(home, turn, timeout_seconds, on_wait=wait):
         folder = folder_of(home, spec.name, month, run_id)
         folder.mkdir(parents=True, exist_ok=True)
         with ResourceMeter() as meter, Sandbox.create(home, spec.name) as sandbox:
@@ -313,5 +321,3 @@ def _alarm(run: DrillRun, timeout_seconds: float) -> Iterator[None]:
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, previous)
-
-

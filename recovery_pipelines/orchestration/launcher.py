@@ -41,7 +41,7 @@ class SupervisedRunLauncher(DefaultRunLauncher):
         """RUNNING while the run's process lives; FAILED once it, or its code server, is gone."""
         if PROCESS_TAG in run.tags:
             return _process_health(json.loads(run.tags[PROCESS_TAG]))
-        client = self._get_grpc_client_for_termination(run.run_id)
+        client = self._get_grpc_client_for_termination(run.run_id)  # type: ignore[no-untyped-call]
         if client is None:
             return CheckRunHealthResult(WorkerStatus.RUNNING, "not launched here: cannot tell")
         request = CanCancelExecutionRequest(run_id=run.run_id)

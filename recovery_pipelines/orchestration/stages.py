@@ -115,5 +115,9 @@ def table(frame: pd.DataFrame, columns: Iterable[str] | None = None) -> dg.Metad
 
 def _cell(value: object) -> object:
     if isinstance(value, bytes):
-        value = os.fsdecode(value).encode("unicode_escape", "surrogateescape").decode("ascii", "replace")
+        value = (
+            os.fsdecode(value)
+            .encode("unicode_escape", "surrogateescape")
+            .decode("ascii", "replace")
+        )
     return str(value).replace("|", "\\|").replace("\n", " ") if isinstance(value, str) else value

@@ -240,8 +240,8 @@ class Faults(_Strict):
     """The damage that `simulate_corruption` does."""
 
     kinds: tuple[str, ...] | Literal["all"] = "all"
-    count: PositiveInt = 24
-    """How many faults are injected; kinds are taken in turn."""
+    count: PositiveInt | None = None
+    """How many faults are injected, kinds taken in turn; if left out, each kind once."""
 
 
 def _engine_names(value: object) -> object:
@@ -285,7 +285,9 @@ class Channel(_Strict):
     def _one_way(self) -> Self:
         if sum(way is not None for way in (self.log, self.file, self.webhook)) != 1:
             raise ValueError("a channel has exactly one of: log, file, webhook")
-        if self.webhook and not re.match(r"^(https?://\S+|env:[A-Za-z_][A-Za-z0-9_]*)$", self.webhook):
+        if self.webhook and not re.match(
+            r"^(https?://\S+|env:[A-Za-z_][A-Za-z0-9_]*)$", self.webhook
+        ):
             raise ValueError("webhook must be http://…, https://… or env:NAME")
         return self
 

@@ -1,0 +1,479 @@
+"""The plan: every key has an effect; every mistake is named with its line and what is allowed."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pandas as pd
+import pytest
+import yaml
+from pydantic import BaseModel
+
+from recovery_pipelines.build import build_definitions
+from recovery_pipelines.drills.data_recovery import carry_out
+from recovery_pipelines.drills.failure import tell_failure
+from recovery_pipelines.drills.record import DrillRecord
+from recovery_pipelines.errors import PlanError
+from recovery_pipelines.orchestration.jobs import run_tags
+from recovery_pipelines.plan import Plan, load_plan, parse_plan
+from recovery_pipelines.verdict import Verdict
+from tests.plans import MONTH, SHIPPED, content, make_plan, make_spec
+
+DATA = "test_framework__test_scenarios__data_recovery"
+EXECUTION = "test_framework__test_execution"
+CONTROLS = f"{EXECUTION}__execution_controls"
+METRICS = "test_framework__reporting__metrics__collection"
+
+
+@pytest.fixture
+def drill(tmp_path: Path) -> Callable[..., DrillRecord]:
+    """Carries out one small drill, with the plan changed by dotted keys."""
+
+    def run(scenario: str = "corruption_recovery", **changes: Any) -> DrillRecord:
+        spec = make_spec(tmp_path, scenario, **changes)
+        return carry_out(spec, MONTH, f"run-{len(list(tmp_path.rglob('record.json')))}")
+
+    return run
+
+
+Drill = Callable[..., DrillRecord]
+
+
+def journal(record: DrillRecord) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (record.folder / "journal.jsonl").read_text().splitlines()]
+
+
+def table(record: DrillRecord, name: str) -> pd.DataFrame:
+    return pd.read_parquet(record.folder / f"{name}.parquet")
+
+
+def messages(home: Path, name: str = "notifications.jsonl") -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (home / name).read_text().splitlines()]
+
+
+def check_names(folder: Path, **changes: Any) -> set[str]:
+    definitions = build_definitions(make_plan(folder, **changes))
+    keys = definitions.resolve_asset_graph().asset_check_keys
+    return {key.name for key in keys if key.asset_key.path[0] == "corruption_recovery_tar"}
+
+
+# --- the effect of each key ---------------------------------------------------------------
+
+
+def effect_data_home(tmp_path: Path, drill: Drill) -> None:
+    assert drill(data_home="elsewhere").folder.is_relative_to(tmp_path / "elsewhere")
+
+
+def effect_target_path(tmp_path: Path, drill: Drill) -> None:
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    (tree / "only.txt").write_text("data")
+    criteria = f"{DATA}__scenarios__0__validation_criteria__accessibility"
+    record = drill(**{"targets": {"mine": {"path": str(tree)}}, criteria: ["files_accessible"]})
+    assert table(record, "snapshots")["files"][0] == 1
+    assert (tree / "only.txt").read_text() == "data"
+
+
+def effect_dataset_size(tmp_path: Path, drill: Drill) -> None:
+    sizes = [
+        table(drill(targets__test_dataset__dataset__size=size), "snapshots")["bytes"][0]
+        for size in ("1MB", "3MB")
+    ]
+    assert sizes[1] > 2 * sizes[0]
+
+
+def effect_dataset_seed(tmp_path: Path, drill: Drill) -> None:
+    names = [
+        set(table(drill(targets__test_dataset__dataset__seed=seed), "faults")["before"])
+        for seed in (1, 2)
+    ]
+    assert names[0] != names[1]
+
+
+def effect_engines(tmp_path: Path, drill: Drill) -> None:
+    plan = make_plan(tmp_path, targets__test_dataset__engines=["tar", "restic"])
+    assert "corruption_recovery_restic" in {spec.name for spec in plan.drills()}
+
+
+def effect_increments(tmp_path: Path, drill: Drill) -> None:
+    assert len(table(drill(targets__test_dataset__increments=4), "snapshots")) == 5
+
+
+def effect_recovery(tmp_path: Path, drill: Drill) -> None:
+    restored = [
+        table(drill(targets__test_dataset__recovery=mode), "restore").iloc[0]
+        for mode in ("selective", "full")
+    ]
+    assert [row["mode"] for row in restored] == ["selective", "full"]
+    assert restored[0]["files"] < restored[1]["files"]
+
+
+def effect_fault_kinds(tmp_path: Path, drill: Drill) -> None:
+    record = drill(targets__test_dataset__faults={"kinds": ["truncate"], "count": 3})
+    assert set(table(record, "faults")["kind"]) == {"truncate"}
+
+
+def effect_fault_count(tmp_path: Path, drill: Drill) -> None:
+    assert len(table(drill(targets__test_dataset__faults={"count": 5}), "faults")) == 5
+
+
+def effect_not_kept(tmp_path: Path, drill: Drill) -> None:
+    record = drill(
+        targets__test_dataset__not_kept=["mtime"],
+        targets__test_dataset__faults={"kinds": ["mtime_change"], "count": 1},
+    )
+    assert record.verdict is not Verdict.PASS, "a fault in an aspect that is not kept goes unseen"
+    assert any("mtime" in line for line in record.not_tested)
+
+
+def effect_channel_file(tmp_path: Path, drill: Drill) -> None:
+    drill(teams__admin_team=[{"file": "other.jsonl"}])
+    assert messages(tmp_path / "data", "other.jsonl")
+
+
+def effect_channel_log(tmp_path: Path, drill: Drill, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO", "recovery_pipelines"):
+        drill(teams__admin_team=[{"log": True}])
+    assert any("notification to" in line for line in caplog.messages)
+
+
+def effect_channel_webhook(tmp_path: Path, drill: Drill) -> None:
+    from tests.webhook import receiving
+
+    with receiving() as (address, received):
+        drill(teams__admin_team=[{"webhook": address}])
+    assert [message["subject"].split()[-1] for message in received] == ["start", "completion"]
+
+
+def effect_scenario_name(tmp_path: Path, drill: Drill) -> None:
+    plan = make_plan(tmp_path, **{f"{DATA}__scenarios": [{"name": "incremental_recovery"}]})
+    assert [spec.name for spec in plan.drills()] == ["incremental_recovery_tar"]
+
+
+def effect_description(tmp_path: Path, drill: Drill) -> None:
+    definitions = build_definitions(
+        make_plan(tmp_path, **{f"{DATA}__scenarios__0__description": "Rot on purpose"})
+    )
+    assert definitions.resolve_job_def("corruption_recovery_tar").description == "Rot on purpose"
+
+
+def effect_steps(tmp_path: Path, drill: Drill) -> None:
+    without_recovery = ["create_test_dataset", "simulate_corruption", "validate_data"]
+    assert drill(**{f"{DATA}__scenarios__0__steps": without_recovery}).verdict is Verdict.FAIL
+    without_validation = ["create_test_dataset", "simulate_corruption", "trigger_recovery"]
+    record = drill(**{f"{DATA}__scenarios__0__steps": without_validation})
+    assert record.verdict is Verdict.UNVERIFIED
+    assert "step validate_data is left out of the plan" in record.not_tested
+
+
+def effect_criteria(group: str, kept: str, left_out: str) -> Callable[..., None]:
+    def effect(tmp_path: Path, drill: Drill) -> None:
+        key = f"{DATA}__scenarios__0__validation_criteria__{group}"
+        assert left_out in check_names(tmp_path)
+        names = check_names(tmp_path, **{key: [kept]})
+        assert kept in names
+        assert left_out not in names
+
+    return effect
+
+
+def effect_schedule(tmp_path: Path, drill: Drill) -> None:
+    crons = [
+        [
+            schedule.cron_schedule
+            for schedule in build_definitions(
+                make_plan(tmp_path, **{f"{DATA}__automation__schedule": value})
+            ).schedules
+            or []
+        ]
+        for value in ("monthly", "30 4 2 * *", "manual")
+    ]
+    assert crons == [["0 3 1 * *"], ["30 4 2 * *"], []]
+
+
+def effect_notification(tmp_path: Path, drill: Drill) -> None:
+    plan_key = f"{DATA}__automation__notification"
+    spec = make_spec(tmp_path, **{plan_key: ["stakeholders"]})
+    tell_failure(spec, MONTH, "run", "because", [])
+    assert messages(tmp_path / "data")[-1]["teams"] == ["stakeholders"]
+
+
+def effect_automation_reporting(tmp_path: Path, drill: Drill) -> None:
+    key = f"{DATA}__automation__reporting"
+    both = {path.name for path in drill().folder.iterdir()}
+    none = {path.name for path in drill(**{key: []}).folder.iterdir()}
+    assert both - none == {"journal.jsonl", "metrics.parquet"}
+
+
+def effect_requirements(tmp_path: Path, drill: Drill) -> None:
+    key = f"{EXECUTION}__preparation__requirements"
+    full, bare = drill(), drill(**{key: []})
+    assert "backup_verification" in {check.name for check in full.checks}
+    assert "backup_verification" not in {check.name for check in bare.checks}
+    snapshots = [
+        json.loads((record.folder / "record.json").read_text())["system_snapshot"]
+        for record in (full, bare)
+    ]
+    assert snapshots[0]["host"]
+    assert snapshots[1] == {}
+    refused = drill(targets__test_dataset__dataset__size="900TB")
+    assert refused.verdict is Verdict.ERROR
+    assert "bytes needed" in refused.messages[0]
+
+
+def effect_told(moment: str) -> Callable[..., None]:
+    def effect(tmp_path: Path, drill: Drill) -> None:
+        drill(**{f"{EXECUTION}__preparation__notifications__{moment}": ["service_owners"]})
+        told = [m["teams"] for m in messages(tmp_path / "data") if m["subject"].endswith(moment)]
+        assert told == [["service_owners"]]
+
+    return effect
+
+
+def effect_parallel_tests(tmp_path: Path, drill: Drill) -> None:
+    tags = [
+        run_tags([make_spec(tmp_path, **{f"{CONTROLS}__parallel_tests": value})])
+        for value in (False, True)
+    ]
+    assert "recovery/drill" in tags[0]
+    assert "recovery/drill" not in tags[1]
+
+
+def effect_timeout(tmp_path: Path, drill: Drill) -> None:
+    record = drill(**{f"{CONTROLS}__timeout": 1, "targets__test_dataset__dataset__size": "400MB"})
+    assert record.verdict is Verdict.ERROR
+    assert record.errors == ["DrillTimeout"]
+
+
+def effect_retry_attempts(tmp_path: Path, drill: Drill) -> None:
+    spec = make_spec(tmp_path, **{f"{CONTROLS}__retry_attempts": 1})
+    assert run_tags([spec])["dagster/max_retries"] == "1"
+
+
+def effect_failure_handling(tmp_path: Path, drill: Drill) -> None:
+    from recovery_pipelines.orchestration.resources import OpenDrills
+
+    for handling, started in (("stop_and_notify", False), ("continue_and_notify", True)):
+        spec = make_spec(tmp_path, **{f"{CONTROLS}__failure_handling": handling})
+        drills = OpenDrills("run")
+        drills.stage(spec, MONTH, "test_dataset").errors.append("Broken")
+        try:
+            drills.stage(spec, MONTH, "test_dataset")
+        except Exception as error:
+            assert not started, error
+        else:
+            assert started
+        drills.close()
+
+
+def effect_automated_checks(tmp_path: Path, drill: Drill) -> None:
+    key = f"{EXECUTION}__validation__automated_checks__data_integrity"
+    record = drill(**{key: ["checksums", "structure"]})
+    by_name = {check.name: check.verdict for check in record.checks}
+    assert by_name["permissions_correct"] is Verdict.UNVERIFIED
+    assert by_name["checksums_match"] is Verdict.PASS
+
+
+def effect_metrics(group: str, column: str) -> Callable[..., None]:
+    def effect(tmp_path: Path, drill: Drill) -> None:
+        assert column in drill().metrics
+        assert column not in drill(**{f"{METRICS}__{group}": []}).metrics
+
+    return effect
+
+
+EFFECTS: dict[str, Callable[..., None]] = {
+    "data_home": effect_data_home,
+    "targets.path": effect_target_path,
+    "targets.dataset.size": effect_dataset_size,
+    "targets.dataset.seed": effect_dataset_seed,
+    "targets.engines": effect_engines,
+    "targets.increments": effect_increments,
+    "targets.recovery": effect_recovery,
+    "targets.faults.kinds": effect_fault_kinds,
+    "targets.faults.count": effect_fault_count,
+    "targets.not_kept": effect_not_kept,
+    "teams.log": effect_channel_log,
+    "teams.file": effect_channel_file,
+    "teams.webhook": effect_channel_webhook,
+} | {
+    f"test_framework.{key}": effect
+    for key, effect in {
+        "test_scenarios.data_recovery.scenarios.name": effect_scenario_name,
+        "test_scenarios.data_recovery.scenarios.description": effect_description,
+        "test_scenarios.data_recovery.scenarios.steps": effect_steps,
+        "test_scenarios.data_recovery.scenarios.validation_criteria.data_integrity": (
+            effect_criteria("data_integrity", "checksums_match", "all_files_recovered")
+        ),
+        "test_scenarios.data_recovery.scenarios.validation_criteria.structure": (
+            effect_criteria("structure", "permissions_correct", "directory_structure_intact")
+        ),
+        "test_scenarios.data_recovery.scenarios.validation_criteria.accessibility": (
+            effect_criteria("accessibility", "files_accessible", "applications_functional")
+        ),
+        "test_scenarios.data_recovery.automation.schedule": effect_schedule,
+        "test_scenarios.data_recovery.automation.notification": effect_notification,
+        "test_scenarios.data_recovery.automation.reporting": effect_automation_reporting,
+        "test_execution.preparation.requirements": effect_requirements,
+        "test_execution.preparation.notifications.start": effect_told("start"),
+        "test_execution.preparation.notifications.completion": effect_told("completion"),
+        "test_execution.execution_controls.parallel_tests": effect_parallel_tests,
+        "test_execution.execution_controls.timeout": effect_timeout,
+        "test_execution.execution_controls.retry_attempts": effect_retry_attempts,
+        "test_execution.execution_controls.failure_handling": effect_failure_handling,
+        "test_execution.validation.automated_checks.data_integrity": effect_automated_checks,
+        "reporting.metrics.collection.performance_metrics": (
+            effect_metrics("performance_metrics", "recovery_seconds")
+        ),
+        "reporting.metrics.collection.resource_metrics": (
+            effect_metrics("resource_metrics", "cpu_seconds")
+        ),
+        "reporting.metrics.collection.error_metrics": (
+            effect_metrics("error_metrics", "failure_count")
+        ),
+    }.items()
+}
+
+
+def keys_of(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """Every leaf key of the plan's schema, list positions and free names left out."""
+    for name, field in model.model_fields.items():
+        inner = inner_model(field.annotation)
+        if inner:
+            yield from keys_of(inner, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}"
+
+
+def inner_model(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    for argument in getattr(annotation, "__args__", ()):
+        found = inner_model(argument)
+        if found:
+            return found
+    return None
+
+
+def test_every_key_has_an_effect_that_is_tested() -> None:
+    assert set(keys_of(Plan)) == set(EFFECTS)
+
+
+@pytest.mark.parametrize("key", EFFECTS)
+def test_effect(key: str, tmp_path: Path, drill: Drill, caplog: pytest.LogCaptureFixture) -> None:
+    if key == "teams.log":
+        effect_channel_log(tmp_path, drill, caplog)
+    else:
+        EFFECTS[key](tmp_path, drill)
+
+
+# --- the shipped plan and the seed --------------------------------------------------------
+
+SEED_VALUES = {
+    "automation": {
+        "schedule": "monthly",
+        "notification": ["admin_team"],
+        "reporting": ["detailed_logs", "metrics"],
+    },
+    "execution_controls": {
+        "parallel_tests": False,
+        "timeout": 3600,
+        "retry_attempts": 2,
+        "failure_handling": "stop_and_notify",
+    },
+    "requirements": ["backup_verification", "system_snapshot", "resource_availability"],
+    "start": ["admin_team", "service_owners"],
+    "completion": ["admin_team", "stakeholders"],
+}
+
+
+def test_the_shipped_plan_holds_the_seeds_values() -> None:
+    framework = yaml.safe_load(SHIPPED.read_text())["test_framework"]
+    execution = framework["test_execution"]
+    assert framework["test_scenarios"]["data_recovery"]["automation"] == SEED_VALUES["automation"]
+    assert execution["execution_controls"] == SEED_VALUES["execution_controls"]
+    assert execution["preparation"]["requirements"] == SEED_VALUES["requirements"]
+    assert execution["preparation"]["notifications"]["start"] == SEED_VALUES["start"]
+    assert execution["preparation"]["notifications"]["completion"] == SEED_VALUES["completion"]
+
+
+def test_a_plan_of_one_target_drills_both_scenarios(tmp_path: Path) -> None:
+    text = "targets:\n  documents:\n    path: /srv/documents\n    engines: [tar]\n"
+    plan = parse_plan(text, name="recovery.yaml", folder=tmp_path)
+    names = [spec.name for spec in plan.drills()]
+    assert names == ["corruption_recovery_documents_tar", "incremental_recovery_documents_tar"]
+
+
+# --- mistakes -----------------------------------------------------------------------------
+
+MISTAKES = {
+    "unknown key": ("parallel_tests: false", "parallel: false", ["parallel_tests, timeout"]),
+    "seed key without support": (
+        "    validation:",
+        "    manual_verification: {}\n    validation:",
+        ["manual_verification", "unknown or not yet supported"],
+    ),
+    "value not allowed": ("schedule: monthly", "schedule: weekly", ["'monthly' or 'manual'"]),
+    "wrong type": ("timeout: 3600", "timeout: soon", ["execution_controls.timeout", "integer"]),
+    "unknown step": ("- validate_data", "- validate", ["'validate'", "validate_data"]),
+    "steps out of order": (
+        "            - create_test_dataset\n            - simulate_corruption",
+        "            - simulate_corruption\n            - create_test_dataset",
+        ["order"],
+    ),
+    "unknown team": ("service_owners: [", "owners: [", ["service_owners", "owners"]),
+    "key twice": ("timeout: 3600", "timeout: 1\n      timeout: 2", ["stands twice"]),
+    "criterion twice": (
+        "[all_files_recovered, checksums_match]",
+        "[checksums_match, checksums_match]",
+        ["more than once"],
+    ),
+    "neither path nor dataset": (
+        "dataset: {size: 64MB, seed: 1}",
+        "increments: 3",
+        ["targets.test_dataset", "`path`"],
+    ),
+    "not YAML": ("targets:", "targets: [", ["not valid YAML"]),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_named(mistake: str, tmp_path: Path) -> None:
+    right, wrong, expected = MISTAKES[mistake]
+    text = SHIPPED.read_text()
+    assert right in text
+    with pytest.raises(PlanError) as raised:
+        parse_plan(text.replace(right, wrong, 1), name="recovery.yaml", folder=tmp_path)
+    message = str(raised.value)
+    assert all(part in message for part in expected), message
+    if mistake not in ("not YAML",):
+        line = int(message.split(":")[1])
+        assert 1 <= line <= text.count("\n") + 2
+
+
+def test_the_line_is_the_line_of_the_mistake(tmp_path: Path) -> None:
+    text = SHIPPED.read_text()
+    line = next(n for n, row in enumerate(text.splitlines(), 1) if "timeout:" in row)
+    with pytest.raises(PlanError, match=f"recovery.yaml:{line}: .*timeout"):
+        parse_plan(text.replace("3600", "-5"), name="recovery.yaml", folder=tmp_path)
+
+
+def test_unknown_engines_and_faults_are_refused(tmp_path: Path) -> None:
+    for changes, known in (
+        ({"targets__test_dataset__engines": ["floppy"]}, "restic"),
+        ({"targets__test_dataset__faults": {"kinds": ["gremlin"]}}, "bit_flip"),
+    ):
+        with pytest.raises(PlanError, match=known):
+            build_definitions(make_plan(tmp_path, **changes))
+
+
+def test_a_missing_plan_is_one_clear_line(tmp_path: Path) -> None:
+    with pytest.raises(PlanError, match="cannot be read"):
+        load_plan(tmp_path / "none.yaml")
+
+
+def test_definitions_load(tmp_path: Path) -> None:
+    dg.Definitions.validate_loadable(build_definitions(make_plan(tmp_path)))
+    assert content()["targets"]["test_dataset"]["dataset"]["size"] == "1MB"
