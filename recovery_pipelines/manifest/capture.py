@@ -265,5 +265,5 @@ def _refuse_inside(tree: Path, output: Path) -> None:
     if inner.is_relative_to(outer):
         raise RecoveryError(
             f"the manifest {output} would lie inside the tree {tree} that it describes; "
-            "write it somewhere else"
+            "write it somewhere else (`verify` obeys TMPDIR)"
         )

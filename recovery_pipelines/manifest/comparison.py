@@ -16,7 +16,8 @@ import pyarrow as pa
 import xxhash
 
 from recovery_pipelines.errors import RecoveryError
-from recovery_pipelines.manifest.schema import KINDS, NEVER_IGNORED, TYPES
+from recovery_pipelines.manifest.kinds import IGNORABLE, KINDS
+from recovery_pipelines.manifest.schema import TYPES
 from recovery_pipelines.manifest.store import (
     Mask,
     Reader,
@@ -31,22 +32,6 @@ from recovery_pipelines.manifest.store import (
 
 _FILE = [name for _, name in TYPES].index("file")
 _DIRECTORY = [name for _, name in TYPES].index("directory")
-_COLUMNS = [
-    "path",
-    "path_id",
-    "type",
-    "size",
-    "mode",
-    "uid",
-    "gid",
-    "mtime_ns",
-    "link_target",
-    "hard_link_group",
-    "xattr_xxh3_128",
-    "device",
-    "content_xxh3_128",
-    "error",
-]
 _ROOT_ID = np.uint64(xxhash.xxh3_64_intdigest(b""))
 Ids = npt.NDArray[np.uint64]
 
@@ -79,13 +64,12 @@ class Comparison:
 def compare(expected: Path, found: Path, *, ignore: Collection[str] = ()) -> Comparison:
     """Compare manifest `found` with manifest `expected`.
 
-    `ignore` names aspects that a target does not promise to keep (KINDS, except NEVER_IGNORED).
+    `ignore` names aspects that a target does not promise to keep (of IGNORABLE).
     Raises RecoveryError for a file that is no sound manifest or an aspect that does not exist.
     """
-    allowed = [kind for kind in KINDS if kind not in NEVER_IGNORED]
-    if refused := sorted(set(ignore) - set(allowed)):
+    if refused := sorted(set(ignore) - set(IGNORABLE)):
         raise RecoveryError(
-            f"cannot ignore {', '.join(refused)}; what may be ignored: {', '.join(allowed)}"
+            f"cannot ignore {', '.join(refused)}; what may be ignored: {', '.join(IGNORABLE)}"
         )
     left, right = Reader(expected), Reader(found)
     merge = _Merge(frozenset(ignore))
@@ -123,7 +107,7 @@ class _Side:
     def rows(self, part: int) -> _Rows:
         group = part // self._ratio
         if group != self._group:
-            self._table = self._reader.group(group, _COLUMNS)
+            self._table = self._reader.group(group)
             self._group = group
         assert self._table is not None
         if self._ratio == 1:
@@ -234,13 +218,17 @@ class _Merge:
             return
         ids, left, right = (np.concatenate([part[n] for part in self.links]) for n in range(3))
         paths = [path for part in self.links for path in part[3]]
-        mine, theirs = _representatives(ids, left), _representatives(ids, right)
-        for place in np.flatnonzero(mine != theirs).tolist():
+        (mine, my_sizes), (their, their_sizes) = _classes(ids, left), _classes(ids, right)
+        _, shared_sizes = _classes(ids, mine * len(ids) + their + 1)
+        differ = (my_sizes != their_sizes) | (my_sizes != shared_sizes)
+        for place in np.flatnonzero(differ).tolist():
             self.paths.append(paths[place])
             self.kinds.append(b"hard_link_group")
-            for texts, groups in ((self.expected, mine), (self.found, theirs)):
-                size = int((groups == groups[place]).sum())
-                texts.append(b"alone" if size == 1 else b"one of %d links" % size)
+            for texts, sizes in ((self.expected, my_sizes), (self.found, their_sizes)):
+                size = sizes[place]
+                texts.append(b"alone" if size == 1 else b"one of %d linked entries" % size)
+            if my_sizes[place] == their_sizes[place]:
+                self.found[-1] += b", but others"
 
     def _settle_one_sided(self) -> None:
         for kind, entries in self.one_sided.items():
@@ -302,15 +290,16 @@ def _broken_above(path: bytes, broken: set[bytes]) -> bytes | None:
     return None
 
 
-def _representatives(ids: Ids, groups: Ids) -> Ids:
-    """For each entry the smallest id in its group; group 0 means alone.
+def _classes(ids: Ids, groups: Ids) -> tuple[Ids, Ids]:
+    """For each entry the number of its hard-link group, and how many entries are in that.
 
-    A group's number is the id of one of its entries, so it is never the id of an unlinked one.
+    Group 0 means alone. A group's number is the id of one of its entries, so it is never the id
+    of an unlinked one.
     """
-    _, inverse = np.unique(np.where(groups == 0, ids, groups), return_inverse=True)
-    smallest = np.full(int(inverse.max()) + 1, np.iinfo(np.uint64).max, np.uint64)
-    np.minimum.at(smallest, inverse, ids)
-    return smallest[inverse]
+    _, classes, sizes = np.unique(
+        np.where(groups == 0, ids, groups), return_inverse=True, return_counts=True
+    )
+    return classes.astype(np.uint64), sizes[classes].astype(np.uint64)
 
 
 _Describe = Callable[[_Rows, npt.NDArray[np.intp]], list[bytes]]

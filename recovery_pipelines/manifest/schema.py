@@ -8,6 +8,7 @@ import pyarrow as pa
 
 SCHEMA_VERSION = 1
 METADATA_KEY = b"recovery_pipelines.manifest"
+"""Key of the file's own metadata: 32 hex digits of xxh3_128 over the JSON object that follows."""
 
 TYPES = (
     (0o100000, "file"),
@@ -38,21 +39,3 @@ SCHEMA = pa.schema(
         pa.field("error", pa.string()),
     ]
 )
-
-KINDS = (
-    "missing",
-    "unexpected",
-    "type",
-    "content",
-    "mode",
-    "owner",
-    "mtime",
-    "link_target",
-    "hard_link_group",
-    "xattr",
-    "device",
-)
-"""What two manifests can differ in."""
-
-NEVER_IGNORED = ("missing", "type", "content")
-"""Without these nothing would be verified."""

@@ -164,8 +164,9 @@ class _Links:
         path_ids = numbers(table["path_id"], "<u8")
         if not len(self._path_ids) or not len(path_ids):
             return table
-        low, high = np.searchsorted(self._path_ids, [path_ids[0], path_ids[-1]])
-        mine = slice(low, high + 1)
+        low = np.searchsorted(self._path_ids, path_ids[0], "left")
+        high = np.searchsorted(self._path_ids, path_ids[-1], "right")
+        mine = slice(int(low), int(high))
         groups = np.zeros(len(path_ids), "<u8")
         places = np.searchsorted(path_ids, self._path_ids[mine])
         groups[places] = self._groups[mine]
@@ -201,27 +202,27 @@ class _Digest:
     """xxh3_128 over all rows, column by column, so that row groups do not matter."""
 
     def __init__(self) -> None:
-        self._columns = {field.name: xxhash.xxh3_128() for field in SCHEMA}
+        # Per column: which values there are, their lengths, the values.
+        self._hashers = {f.name: [xxhash.xxh3_128() for _ in range(3)] for f in SCHEMA}
 
     def update(self, table: pa.Table) -> None:
         for field in SCHEMA:
-            hasher = self._columns[field.name]
+            validity, lengths, values = self._hashers[field.name]
             array = one_chunk(table[field.name])
             valid = valid_mask(array)
-            hasher.update(valid.tobytes())
+            validity.update(valid.tobytes())
             if pa.types.is_dictionary(field.type):
-                hasher.update(type_codes(array).tobytes())
+                values.update(type_codes(array).tobytes())
             elif pa.types.is_binary(field.type) or pa.types.is_string(field.type):
                 offsets, blob = binary_parts(array)
-                hasher.update(np.diff(offsets).tobytes())
-                hasher.update(blob)
+                lengths.update(np.diff(offsets).tobytes())
+                values.update(blob)
             else:
-                width = field.type.bit_width // 8
-                values = numbers(array, f"V{width}")
-                hasher.update(np.ascontiguousarray(values[valid]).tobytes())
+                fixed = numbers(array, f"V{field.type.bit_width // 8}")
+                values.update((fixed if array.null_count == 0 else fixed[valid]).tobytes())
 
     def hexdigest(self) -> str:
-        parts = (hasher.digest() for hasher in self._columns.values())
+        parts = (one.digest() for column in self._hashers.values() for one in column)
         return str(xxhash.xxh3_128_hexdigest(b"".join(parts)))
 
 
@@ -392,7 +393,9 @@ def _write(output: Path, tables: Iterator[pa.Table], about: dict[str, Any]) -> S
                 "errors": errors,
                 "digest": digest.hexdigest(),
             }
-            writer.add_key_value_metadata({METADATA_KEY: json.dumps(about).encode()})
+            text = json.dumps(about).encode()
+            checksum = xxhash.xxh3_128_hexdigest(text).encode()
+            writer.add_key_value_metadata({METADATA_KEY: checksum + text})
             writer.close()
             file.flush()
             os.fsync(file.fileno())
@@ -415,59 +418,65 @@ def _umask() -> int:
 
 
 class Reader:
-    """An open manifest file; everything that does not fit the schema is a RecoveryError."""
+    """An open manifest file; whatever is wrong with it is a RecoveryError.
+
+    Its groups are read in order, each once; with the last one the digest of all rows is checked.
+    """
 
     def __init__(self, manifest: Path) -> None:
         self.manifest = manifest
         try:
             self._file = pq.ParquetFile(manifest, page_checksum_verification=True)
-        except (OSError, pa.ArrowException) as problem:
+            about = (self._file.metadata.metadata or {})[METADATA_KEY]
+            is_ours = self._file.schema_arrow.remove_metadata() == SCHEMA
+        except KeyError:
+            is_ours = False
+        except (OSError, ValueError, pa.ArrowException) as problem:
             raise self._bad(str(problem)) from None
-        raw = (self._file.metadata.metadata or {}).get(METADATA_KEY)
-        if raw is None or self._file.schema_arrow.remove_metadata() != SCHEMA:
-            raise self._bad("it is a Parquet file, but not a manifest of this tool")
-        self.about: dict[str, Any] = json.loads(raw)
-        if self.about["schema_version"] != SCHEMA_VERSION:
-            raise self._bad(f"its schema version is {self.about['schema_version']}")
+        if not is_ours:
+            raise self._bad("it is a Parquet file, but not a manifest of this tool and version")
+        checksum, text = about[:32], about[32:]
+        if xxhash.xxh3_128_hexdigest(text).encode() != checksum:
+            raise self._bad("its metadata is damaged")
+        self.about: dict[str, Any] = json.loads(text)
         self.groups = self._file.num_row_groups
-        if self.groups.bit_count() != 1 or self._file.metadata.num_rows != self.about["entries"]:
-            raise self._bad("its row groups are not what its metadata says")
+        self._digest = _Digest()
 
     def _bad(self, reason: str) -> RecoveryError:
         return RecoveryError(
             f"the manifest {self.manifest} cannot be used: {reason}; capture it again"
         )
 
-    @property
-    def summary(self) -> Summary:
-        about = self.about
-        return Summary(
-            about["entries"], about["files"], about["bytes"], about["errors"], about["digest"]
-        )
+    def tables(self) -> Iterator[pa.Table]:
+        """The rows of all groups, in order of path_id, each group a table."""
+        return map(self.group, range(self.groups))
 
-    def group(self, index: int, columns: Sequence[str] | None = None) -> pa.Table:
-        """The rows of one part of the range of path_id."""
+    def group(self, index: int) -> pa.Table:
+        """The rows of part `index` of the range of path_id, sorted by path_id."""
         try:
-            table = self._file.read_row_group(index, columns=columns, use_threads=False)
-        except (OSError, pa.ArrowException) as problem:
-            raise self._bad(str(problem)) from None
-        if "path_id" in table.column_names and table.num_rows:
+            table = self._file.read_row_group(index, use_threads=False)
+            self._digest.update(table)
             ids = numbers(table["path_id"], "<u8")
-            shift = 64 - (self.groups.bit_length() - 1)
-            outside = shift < 64 and (int(ids[0]) >> shift, int(ids[-1]) >> shift) != (index, index)
-            if outside or not (ids[1:] > ids[:-1]).all():
-                raise self._bad("its rows are not in order")
+        except (OSError, ValueError, IndexError, pa.ArrowException) as problem:
+            raise self._bad(str(problem)) from None
+        shift = 65 - self.groups.bit_length()
+        if len(ids) and (
+            (shift < 64 and (int(ids[0]) >> shift, int(ids[-1]) >> shift) != (index, index))
+            or not (ids[1:] > ids[:-1]).all()
+        ):
+            raise self._bad("its rows are not in order")
+        if index == self.groups - 1 and self._digest.hexdigest() != self.about["digest"]:
+            raise self._bad("its rows are damaged")
         return table
 
 
 def read(manifest: Path, columns: Sequence[str] | None = None) -> pa.Table:
     """All rows, sorted by path; `columns` of SCHEMA (default: all)."""
-    reader = Reader(manifest)
     wanted = list(columns) if columns is not None else SCHEMA.names
-    tables = [reader.group(index, list({*wanted, "path"})) for index in range(reader.groups)]
-    table = pa.concat_tables(tables).unify_dictionaries().combine_chunks()
-    order = pc.sort_indices(table["path"])
-    return table.take(order).select(wanted)
+    kept = list(dict.fromkeys([*wanted, "path"]))
+    tables = [table.select(kept) for table in Reader(manifest).tables()]
+    whole = pa.concat_tables(tables).unify_dictionaries().combine_chunks()
+    return whole.take(pc.sort_indices(whole["path"])).select(wanted)
 
 
 def read_info(manifest: Path) -> dict[str, Any]:
@@ -482,8 +491,7 @@ def subset(manifest: Path, paths: Collection[bytes], output: Path) -> Summary:
     wanted = set(paths)
     ids = np.sort(np.fromiter(map(xxhash.xxh3_64_intdigest, wanted), "<u8", len(wanted)))
     parts = []
-    for index in range(reader.groups):
-        table = reader.group(index)
+    for table in reader.tables():
         candidates = np.flatnonzero(np.isin(numbers(table["path_id"], "<u8"), ids))
         table = table.take(fixed_array(pa.int64(), candidates))
         keep = [n for n, path in enumerate(table["path"].to_pylist()) if path in wanted]
