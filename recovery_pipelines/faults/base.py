@@ -73,7 +73,7 @@ class Fault(Protocol):
     ) -> InjectedFault | None:
         """Do the damage once at a place chosen by `rng`; None if the tree offers no place.
 
-        Keeps clear of the paths in `avoid`, of what is below and what is above them, so that
-        several faults do not undo or hide one another.
+        Does nothing at the paths in `avoid` or below them, and removes no directory that holds
+        one, so that several faults do not undo or hide one another.
         """
         ...

@@ -20,6 +20,8 @@ class Entry:
     inode: tuple[int, int]
     links: int
     mtime_ns: int
+    holds_damage: bool
+    """Whether there is a path to avoid below this directory."""
 
     @property
     def is_file(self) -> bool:
@@ -120,9 +122,9 @@ def _other_names(entry: Entry, entries: list[Entry]) -> list[bytes]:
 
 
 def survey(tree: Tree, avoid: Collection[bytes] = ()) -> list[Entry]:
-    """Every entry below the root, sorted by path, but for those at, above or below `avoid`."""
-    at = set(avoid)
-    above = {directory for path in at for directory in edit.directories_above(path)}
+    """Every entry below the root, parents first, but for those at or below `avoid`."""
+    damaged = set(avoid)
+    holders = {directory for path in damaged for directory in edit.directories_above(path)}
     return [
         Entry(
             path,
@@ -131,10 +133,10 @@ def survey(tree: Tree, avoid: Collection[bytes] = ()) -> list[Entry]:
             (found.st_dev, found.st_ino),
             found.st_nlink,
             found.st_mtime_ns,
+            path in holders,
         )
         for path, found in tree.walk()
-        if not at
-        or not (path in at or path in above or any(up in at for up in edit.directories_above(path)))
+        if path not in damaged and damaged.isdisjoint(edit.directories_above(path))
     ]
 
 

@@ -56,6 +56,8 @@ def delete(place: Place) -> Damage:
 
 def delete_directory(place: Place) -> Damage | None:
     """A directory that holds something; never more than a quarter of the tree."""
+    if place.entry.holds_damage:
+        return None
     below = sum(entry.path.startswith(place.path + b"/") for entry in place.entries)
     return delete(place) if 0 < below <= max(1, len(place.entries) // 4) else None
 
