@@ -25,7 +25,9 @@ import pytest
 
 from recovery_pipelines.errors import RecoveryError, SandboxError
 from recovery_pipelines.sandbox import Sandbox, Tree, exclusive, is_alive, reap
+from recovery_pipelines.sandbox import lease as lease_module
 from recovery_pipelines.sandbox import sandbox as sandbox_module
+from recovery_pipelines.sandbox.lease import dead, survey
 
 ROOT = os.geteuid() == 0
 
@@ -221,6 +223,14 @@ def test_names_that_are_not_plain_are_refused(tree: Tree, relative: bytes, opera
     }
     with pytest.raises(SandboxError, match="refused"):
         operations[operation]()
+    assert tree.read(b"sub/file") == b"inside"
+
+
+def test_links_that_stay_inside_are_not_followed_either(tree: Tree) -> None:
+    tree.symlink(b"sub", b"link")
+    for operation in (CONTENT | METADATA).values():
+        with pytest.raises(SandboxError, match="link"):
+            operation(tree, b"link/file")
     assert tree.read(b"sub/file") == b"inside"
 
 
@@ -505,10 +515,7 @@ def test_what_is_not_the_marked_directory_is_never_removed(
 
 def kill_lease(sandbox: Sandbox) -> None:
     """Drop the lease's lock as the kernel would if its owner were killed."""
-    os.close(sandbox.lease._fd)
-    from recovery_pipelines.sandbox import lease
-
-    lease._held_fds.discard(sandbox.lease._fd)
+    lease_module._close_held(sandbox.lease._fd)
 
 
 def forged(home: Path, production: Production, *lines: object) -> Path:
@@ -773,6 +780,21 @@ def test_reapers_at_once_share_the_work(home: Path) -> None:
     assert sorted(removed) == sorted(f"directory {sandbox.path}" for sandbox in sandboxes)
     assert leftovers(home) == [living.lease.path, living.path]
     living.destroy()
+
+
+def test_a_probe_of_the_leases_and_a_reaper_do_not_meet(home: Path) -> None:
+    """While one looks whether owners live, its own locks must not look like living owners."""
+    sandbox = Sandbox.create(home, "x")
+    kill_lease(sandbox)
+    removed: list[str] = []
+    reaper = threading.Thread(target=lambda: removed.extend(reap(home, no_reports)))
+    with survey(home) as leases, dead(leases[0]) as probe:
+        assert probe is not None
+        reaper.start()
+        reaper.join(0.1)
+        assert reaper.is_alive()
+    reaper.join()
+    assert removed == [f"directory {sandbox.path}"]
 
 
 def test_a_forked_child_neither_holds_nor_destroys_the_sandbox(home: Path) -> None:
