@@ -36,8 +36,8 @@ def build(spec: DrillSpec) -> dg.AssetsDefinition:
     def checksum_validation(
         context: dg.AssetExecutionContext, restored: pd.DataFrame, faults: pd.DataFrame
     ) -> Iterator[dg.MaterializeResult[pd.DataFrame]]:
-        run = open_stage(context, spec, STAGE)
-        differences = validate(run, faults)
+        with open_stage(context, spec, STAGE) as run:
+            differences = validate(run, faults)
         yield dg.MaterializeResult(
             value=differences,
             check_results=check_results(context, run, STAGE, names),

@@ -20,7 +20,8 @@ def build(spec: DrillSpec) -> dg.AssetsDefinition:
     def corruption(
         context: dg.AssetExecutionContext, snapshots: pd.DataFrame
     ) -> dg.MaterializeResult[pd.DataFrame]:
-        faults = simulate_damage(open_stage(context, spec, STAGE))
+        with open_stage(context, spec, STAGE) as run:
+            faults = simulate_damage(run)
         return dg.MaterializeResult(
             value=faults,
             metadata={

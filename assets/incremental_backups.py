@@ -33,8 +33,8 @@ def build(spec: DrillSpec) -> dg.AssetsDefinition:
     def incremental_backups(
         context: dg.AssetExecutionContext, dataset: Path
     ) -> Iterator[dg.MaterializeResult[pd.DataFrame]]:
-        run = open_stage(context, spec, STAGE)
-        snapshots = create_incremental_backups(run)
+        with open_stage(context, spec, STAGE) as run:
+            snapshots = create_incremental_backups(run)
         yield dg.MaterializeResult(
             value=snapshots,
             check_results=check_results(context, run, STAGE, checks),

@@ -20,8 +20,8 @@ def build(spec: DrillSpec) -> dg.AssetsDefinition:
     def recovery_metrics(
         context: dg.AssetExecutionContext, differences: pd.DataFrame
     ) -> dg.MaterializeResult[pd.DataFrame]:
-        run = open_stage(context, spec, STAGE)
-        row = measure(run)
+        with open_stage(context, spec, STAGE) as run:
+            row = measure(run)
         folder = dg.MetadataValue.path(str(run.folder))
         metadata = {**numbers(run.metrics), "folder": folder}
         context.resources.recovery_drills.close()

@@ -29,8 +29,8 @@ def build(spec: DrillSpec) -> dg.AssetsDefinition:
     def restore(
         context: dg.AssetExecutionContext, snapshots: pd.DataFrame, faults: pd.DataFrame
     ) -> dg.MaterializeResult[pd.DataFrame]:
-        run = open_stage(context, spec, STAGE)
-        restored = recover(run, snapshots)
+        with open_stage(context, spec, STAGE) as run:
+            restored = recover(run, snapshots)
         seconds = {f"{phase}_seconds": value for phase, value in run.phases.items()}
         return dg.MaterializeResult(
             value=restored,

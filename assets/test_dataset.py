@@ -16,8 +16,8 @@ def build(spec: DrillSpec) -> dg.AssetsDefinition:
 
     @dg.asset(**stage_options(spec, STAGE, "The data of the drill, as a manifest."))
     def test_dataset(context: dg.AssetExecutionContext) -> dg.MaterializeResult[Path]:
-        run = open_stage(context, spec, STAGE)
-        path = create_test_dataset(run)
+        with open_stage(context, spec, STAGE) as run:
+            path = create_test_dataset(run)
         summary = run.summaries["generation-0"]
         metadata = numbers(
             {

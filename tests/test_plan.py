@@ -179,6 +179,12 @@ def effect_criteria(group: str, kept: str, left_out: str) -> Callable[..., None]
     return effect
 
 
+def effect_additional_criteria(tmp_path: Path, drill: Drill) -> None:
+    key = f"{DATA}__scenarios__0__validation_criteria__additional"
+    with pytest.raises(PlanError, match="unknown validation criterion 'nowhere'"):
+        build_definitions(make_plan(tmp_path, **{key: ["nowhere"]}))
+
+
 def effect_schedule(tmp_path: Path, drill: Drill) -> None:
     crons = [
         [
@@ -312,6 +318,9 @@ EFFECTS: dict[str, Callable[..., None]] = {
         ),
         "test_scenarios.data_recovery.scenarios.validation_criteria.accessibility": (
             effect_criteria("accessibility", "files_accessible", "applications_functional")
+        ),
+        "test_scenarios.data_recovery.scenarios.validation_criteria.additional": (
+            effect_additional_criteria
         ),
         "test_scenarios.data_recovery.automation.schedule": effect_schedule,
         "test_scenarios.data_recovery.automation.notification": effect_notification,

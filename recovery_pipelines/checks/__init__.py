@@ -2,7 +2,7 @@
 
 from recovery_pipelines.checks.base import Check, RecoveredState, examine
 from recovery_pipelines.checks.facts import capture_facts, read_facts
-from recovery_pipelines.checks.registry import CRITERIA, run_checks
+from recovery_pipelines.checks.registry import CRITERIA, check_named, run_checks
 from recovery_pipelines.checks.self_test import Canary, self_test, self_test_verdict
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "Check",
     "RecoveredState",
     "capture_facts",
+    "check_named",
     "examine",
     "read_facts",
     "run_checks",

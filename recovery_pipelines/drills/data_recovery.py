@@ -17,6 +17,7 @@ from recovery_pipelines import manifest
 from recovery_pipelines.checks import (
     RecoveredState,
     capture_facts,
+    check_named,
     examine,
     read_facts,
     run_checks,
@@ -51,8 +52,10 @@ _RESTORE_COLUMNS = [
 
 
 def require_known(spec: DrillSpec) -> None:
-    """Raise PlanError if the plan names an engine or a fault kind that is not installed."""
+    """Raise PlanError if the plan names an engine, check or fault that is not installed."""
     engine_class(spec.engine)
+    for name in spec.scenario.validation_criteria.names:
+        check_named(name)
     kinds = spec.target.faults.kinds
     unknown = [] if kinds == "all" else sorted(set(kinds) - set(source_faults()))
     if unknown:

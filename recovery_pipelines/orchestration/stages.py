@@ -1,13 +1,15 @@
 """What all stage assets share: their place in the graph, their checks, their metadata."""
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import dagster as dg
 import pandas as pd
 
 from recovery_pipelines.drills.run import STAGES, DrillRun, step_of
+from recovery_pipelines.errors import RecoveryError
 from recovery_pipelines.orchestration.io_manager import HOME_METADATA_KEY, PARQUET
 from recovery_pipelines.orchestration.partitions import MONTHS
 from recovery_pipelines.orchestration.resources import DRILLS
@@ -46,10 +48,15 @@ def upstream(spec: DrillSpec, stage: str) -> dg.AssetIn:
     return dg.AssetIn(key=[spec.name, stage])
 
 
-def open_stage(context: dg.AssetExecutionContext, spec: DrillSpec, stage: str) -> DrillRun:
-    """The drill that this stage belongs to."""
-    run: DrillRun = context.resources.recovery_drills.stage(spec, context.partition_key, stage)
-    return run
+@contextmanager
+def open_stage(
+    context: dg.AssetExecutionContext, spec: DrillSpec, stage: str
+) -> Iterator[DrillRun]:
+    """The drill that this stage belongs to. Errors meant for people reach the UI as such."""
+    try:
+        yield context.resources.recovery_drills.stage(spec, context.partition_key, stage)
+    except RecoveryError as error:
+        raise dg.Failure(f"{type(error).__name__}: {error}") from None
 
 
 def check_specs(spec: DrillSpec, stage: str, names: Sequence[str]) -> list[dg.AssetCheckSpec]:

@@ -75,11 +75,16 @@ class ValidationCriteria(_Strict):
         "applications_functional",
     )
 
+    additional: tuple[Name, ...] = ()
+    """Checks that other packages register under `recovery_pipelines.checks`."""
+
     @property
     def names(self) -> tuple[str, ...]:
-        return (*self.data_integrity, *self.structure, *self.accessibility)
+        return (*self.data_integrity, *self.structure, *self.accessibility, *self.additional)
 
-    _no_repeats = field_validator("data_integrity", "structure", "accessibility")(_unique)
+    _no_repeats = field_validator("data_integrity", "structure", "accessibility", "additional")(
+        _unique
+    )
 
 
 class Scenario(_Strict):

@@ -1,0 +1,197 @@
+"""Whole drills with real tools: sound backups pass, and nothing that is not verified ever does."""
+
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from recovery_pipelines import checks
+from recovery_pipelines.drills import run as drill_run
+from recovery_pipelines.drills.data_recovery import carry_out
+from recovery_pipelines.drills.record import DrillRecord
+from recovery_pipelines.engines.base import Snapshot
+from recovery_pipelines.engines.tar import TarEngine
+from recovery_pipelines.verdict import CheckResult, Verdict
+from tests.plans import MONTH, make_spec
+
+SCENARIOS = ("corruption_recovery", "incremental_recovery")
+CRITERIA = (
+    "all_files_recovered",
+    "checksums_match",
+    "directory_structure_intact",
+    "permissions_correct",
+    "files_accessible",
+    "applications_functional",
+)
+
+
+def drill(folder: Path, scenario: str = "incremental_recovery", **changes: object) -> DrillRecord:
+    return carry_out(make_spec(folder, scenario, **changes), MONTH, "run")
+
+
+def failed(record: DrillRecord) -> set[str]:
+    return {check.name for check in record.checks if check.verdict is Verdict.FAIL}
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS)
+@pytest.mark.parametrize("engine", ["tar", "restic"])
+@pytest.mark.parametrize("recovery", ["selective", "full"])
+def test_a_sound_backup_passes(tmp_path: Path, scenario: str, engine: str, recovery: str) -> None:
+    if engine == "restic" and not shutil.which("restic"):
+        pytest.skip("restic is not installed (apt-get install restic)")
+    record = drill(
+        tmp_path,
+        scenario,
+        targets__test_dataset__engines=[engine],
+        targets__test_dataset__recovery=recovery,
+    )
+    assert record.verdict is Verdict.PASS, record.reason
+    assert {check.name for check in record.checks} == {
+        *CRITERIA,
+        "backup_verification",
+        "all_faults_detected",
+        "self_test",
+    }
+    metrics = record.metrics
+    phases = [metrics[f"{name}_seconds"] for name in ("detect", "fetch", "verify", "publish")]
+    assert metrics["recovery_seconds"] == pytest.approx(sum(phases))
+    assert metrics["recovery_seconds"] < metrics["resolution_seconds"]
+    assert metrics["files"] > 0
+    assert metrics["cpu_seconds"] > 0
+    if scenario == "incremental_recovery":
+        assert metrics["lost_entries"] > 0, "changes after the last backup are lost, and counted"
+        assert metrics["rpo_seconds"] > 0
+    else:
+        assert metrics["lost_entries"] == 0
+    assert list((tmp_path / "data" / "sandboxes").iterdir()) == []
+    assert list((tmp_path / "data" / "leases").iterdir()) == []
+
+
+# --- engines that lie: the tool reports success, and the data is not right ------------------
+
+
+def _files(tree: Path) -> list[Path]:
+    return sorted(
+        p for p in tree.rglob("*") if p.is_file() and not p.is_symlink() and p.stat().st_size
+    )
+
+
+def restores_nothing(engine: TarEngine, snapshot: Snapshot, staging: Path) -> None:
+    pass
+
+
+def forgets_a_file(engine: TarEngine, snapshot: Snapshot, staging: Path) -> None:
+    TarEngine.restore(engine, snapshot, staging)
+    _files(staging)[0].unlink()
+
+
+def flips_a_bit(engine: TarEngine, snapshot: Snapshot, staging: Path) -> None:
+    TarEngine.restore(engine, snapshot, staging)
+    victim = _files(staging)[-1]
+    status = victim.stat()
+    content = bytearray(victim.read_bytes())
+    content[len(content) // 2] ^= 1
+    victim.write_bytes(content)
+    os.utime(victim, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def opens_permissions(engine: TarEngine, snapshot: Snapshot, staging: Path) -> None:
+    TarEngine.restore(engine, snapshot, staging)
+    _files(staging)[0].chmod(0o777)
+
+
+def adds_a_file(engine: TarEngine, snapshot: Snapshot, staging: Path) -> None:
+    TarEngine.restore(engine, snapshot, staging)
+    (staging / "extra").write_text("left over from another backup")
+
+
+def restores_an_older_generation(engine: TarEngine, snapshot: Snapshot, staging: Path) -> None:
+    first = replace(snapshot, snapshot_id=engine.snapshot_ids()[0], kind="full", parent_id=None)
+    TarEngine.restore(engine, first, staging)
+
+
+LIES: dict[Callable[[TarEngine, Snapshot, Path], None], str] = {
+    restores_nothing: "all_files_recovered",
+    forgets_a_file: "all_files_recovered",
+    flips_a_bit: "checksums_match",
+    opens_permissions: "permissions_correct",
+    adds_a_file: "all_files_recovered",
+    restores_an_older_generation: "all_files_recovered",
+}
+
+
+@pytest.mark.parametrize("lie", LIES, ids=lambda lie: lie.__name__)
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_a_silent_wrong_restore_fails(
+    lie: Callable[[TarEngine, Snapshot, Path], None],
+    scenario: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class LyingEngine(TarEngine):
+        def restore(self, snapshot: Snapshot, staging: Path, paths: object = None) -> None:
+            lie(self, snapshot, staging)
+
+    monkeypatch.setattr(drill_run, "engine_class", lambda _name: LyingEngine)
+    record = drill(tmp_path, scenario, targets__test_dataset__recovery="full")
+    assert record.verdict is Verdict.FAIL
+    assert LIES[lie] in failed(record)
+    assert not record.metrics["success"]
+    assert record.metrics["recovery_seconds"] is None, "what is not verified is not published"
+
+
+def test_a_backup_that_cannot_be_read_back_fails_before_any_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class RottingEngine(TarEngine):
+        def full_check(self, snapshots: Sequence[Snapshot]) -> None:
+            victim = max(self.repository.iterdir(), key=lambda path: path.stat().st_size)
+            content = bytearray(victim.read_bytes())
+            content[len(content) // 2] ^= 1
+            victim.write_bytes(content)
+            super().full_check(snapshots)
+
+    monkeypatch.setattr(drill_run, "engine_class", lambda _name: RottingEngine)
+    record = drill(tmp_path)
+    assert record.verdict is Verdict.FAIL
+    assert failed(record) == {"backup_verification"}
+    assert not (record.folder / "faults.parquet").exists()
+
+
+# --- nothing verified, nothing passed -----------------------------------------------------
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS)
+@pytest.mark.parametrize("holds", ["nothing", "only directories"])
+def test_an_empty_target_never_passes(tmp_path: Path, scenario: str, holds: str) -> None:
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    if holds == "only directories":
+        (tree / "a" / "b").mkdir(parents=True)
+    record = drill(tmp_path, scenario, targets={"empty": {"path": str(tree), "engines": ["tar"]}})
+    assert record.verdict is not Verdict.PASS
+
+
+@pytest.mark.parametrize("name", CRITERIA)
+def test_a_check_that_cannot_fail_makes_the_drill_invalid(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blind = type(checks.CRITERIA[name])
+    monkeypatch.setattr(
+        blind, "run", lambda self, state: CheckResult(self.name, Verdict.PASS, "all", "all")
+    )
+    record = drill(tmp_path)
+    assert record.verdict is Verdict.INVALID, record.reason
+
+
+def test_the_same_drill_in_the_same_month_does_the_same(tmp_path: Path) -> None:
+    first, second = (
+        carry_out(make_spec(tmp_path, "corruption_recovery"), MONTH, run_id)
+        for run_id in ("one", "two")
+    )
+    assert (first.folder / "faults.parquet").read_bytes() == (
+        second.folder / "faults.parquet"
+    ).read_bytes()
