@@ -91,7 +91,9 @@ _AWKWARD_NAMES = (
 _DIRECTORY_MODES = {
     b"": 0o755,
     b"empty/nested": 0o700,
+    b"exports": 0o2775,
     b"outbox": 0o1777,
+    b"people": 0o2755,
     b"people/analyst": 0o750,
     b"people/service": 0o700,
     b"warehouse": 0o2775,
@@ -313,13 +315,14 @@ def _small_files(tree: Tree, rng: Random, budget_bytes: int) -> None:
 
 
 def _sparse_files(tree: Tree, rng: Random) -> None:
-    """One file mostly of holes (its last bytes too), one with zeros that are really written."""
+    """One file mostly of holes (its last bytes too), two with zeros that are really written."""
     with _create(tree, b"scratch/sparse.img") as file:
         for offset in (0, 4 * _MIB):
             file.seek(offset)
             file.write(rng.randbytes(10_000))
         file.truncate(8 * _MIB)
-    tree.write(b"scratch/zeros.img", bytes(65_536) + rng.randbytes(10_000))
+    for name in (b"scratch/zeros-1.img", b"scratch/zeros-2.img"):
+        tree.write(name, bytes(32_768) + rng.randbytes(10_000))
 
 
 def _awkward_names(tree: Tree, rng: Random) -> list[str]:

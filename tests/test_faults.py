@@ -28,6 +28,7 @@ SEEN_AS = {
     "all_files_recovered": {"missing", "unexpected"},
     "directory_structure_intact": {"type", "link_target", "hard_link_group", "missing"},
     "permissions_correct": {"mode", "owner", "xattr", "mtime"},
+    "files_accessible": {"mode"},
 }
 """Criterion to the kinds of difference that make it fail."""
 

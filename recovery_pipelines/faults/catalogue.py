@@ -7,6 +7,7 @@ from random import Random
 from recovery_pipelines.errors import PlanError
 from recovery_pipelines.faults import content, metadata, ransomware, repository, structure
 from recovery_pipelines.faults.base import Fault, InjectedFault, Layer
+from recovery_pipelines.faults.kind import Entry, Kind, clear_of, survey
 from recovery_pipelines.sandbox import Tree
 
 SOURCE_ENTRY_POINTS = "recovery_pipelines.faults"
@@ -30,10 +31,16 @@ def inject(faults: Sequence[Fault], tree: Tree, layer: Layer, seed: int) -> list
     A fault that finds no place is left out of the result, so it may be shorter than `faults`.
     """
     injected: list[InjectedFault] = []
+    entries: list[Entry] | None = None
     for number, fault in enumerate(faults):
         rng = Random(f"{seed}:{number}:{fault.kind}")
         damaged = [path for earlier in injected for path in (earlier.path, *earlier.also)]
-        done = fault.inject(tree, layer, rng, avoid=damaged)
+        if isinstance(fault, Kind):  # one walk serves them all: what they change is in `damaged`
+            entries = survey(tree) if entries is None else entries
+            done = fault.inject_among(clear_of(damaged, entries), tree, layer, rng)
+        else:
+            done = fault.inject(tree, layer, rng, avoid=damaged)
+            entries = None
         if done is not None:
             injected.append(done)
     return injected

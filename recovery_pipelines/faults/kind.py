@@ -4,14 +4,14 @@ import stat
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from random import Random
+from typing import NamedTuple
 
 from recovery_pipelines.faults import edit
 from recovery_pipelines.faults.base import Family, InjectedFault, Layer
 from recovery_pipelines.sandbox import Tree
 
 
-@dataclass(frozen=True)
-class Entry:
+class Entry(NamedTuple):
     """One entry of the tree, as it was when the fault was asked for."""
 
     path: bytes
@@ -20,7 +20,7 @@ class Entry:
     inode: tuple[int, int]
     links: int
     mtime_ns: int
-    holds_damage: bool
+    holds_damage: bool = False
     """Whether there is a path to avoid below this directory."""
 
     @property
@@ -96,7 +96,12 @@ class Kind:
         self, tree: Tree, layer: Layer, rng: Random, avoid: Collection[bytes] = ()
     ) -> InjectedFault | None:
         """See `Fault.inject`."""
-        entries = survey(tree, avoid)
+        return self.inject_among(clear_of(avoid, survey(tree)), tree, layer, rng)
+
+    def inject_among(
+        self, entries: list[Entry], tree: Tree, layer: Layer, rng: Random
+    ) -> InjectedFault | None:
+        """Do the damage once at one of these entries, or beside it."""
         for entry in self.choose(entries, rng):
             damage = self.damage(Place(tree, entry, entries, rng))
             if damage is not None:
@@ -121,10 +126,8 @@ def _other_names(entry: Entry, entries: list[Entry]) -> list[bytes]:
     return [e.path for e in entries if e.inode == entry.inode and e.path != entry.path]
 
 
-def survey(tree: Tree, avoid: Collection[bytes] = ()) -> list[Entry]:
-    """Every entry below the root, parents first, but for those at or below `avoid`."""
-    damaged = set(avoid)
-    holders = {directory for path in damaged for directory in edit.directories_above(path)}
+def survey(tree: Tree) -> list[Entry]:
+    """Every entry below the root, parents first."""
     return [
         Entry(
             path,
@@ -133,11 +136,24 @@ def survey(tree: Tree, avoid: Collection[bytes] = ()) -> list[Entry]:
             (found.st_dev, found.st_ino),
             found.st_nlink,
             found.st_mtime_ns,
-            path in holders,
         )
         for path, found in tree.walk()
-        if path not in damaged and damaged.isdisjoint(edit.directories_above(path))
     ]
+
+
+def clear_of(avoid: Collection[bytes], entries: list[Entry]) -> list[Entry]:
+    """The entries that are not at or below a path in `avoid`; those above are marked."""
+    if not avoid:
+        return entries
+    damaged = set(avoid)
+    holders = {directory for path in damaged for directory in edit.directories_above(path)}
+    kept = []
+    for entry in entries:
+        if edit.parent(entry.path) in damaged:
+            damaged.add(entry.path)
+        if entry.path not in damaged:
+            kept.append(entry._replace(holds_damage=True) if entry.path in holders else entry)
+    return kept
 
 
 def _shuffled(entries: list[Entry], rng: Random) -> list[Entry]:

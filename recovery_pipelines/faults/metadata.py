@@ -127,9 +127,11 @@ KINDS = (
         kind.files_or_directories,
         chmod,
     ),
-    _metadata(
+    Kind(
         "owner_access_lost",
+        Family.METADATA,
         "the owner loses all permissions on a file (as root only)",
+        ("permissions_correct", "files_accessible"),
         kind.any_file,
         owner_access_lost,
     ),
