@@ -1,8 +1,9 @@
 """A program of its own: become the owner of files, and try to open and read them.
 
 Run as `python _read_as_owner.py UID GID ROOT_FD` with NUL-separated relative paths on stdin.
-Prints one line per path: `read`, or what went wrong; exits 3 if it cannot become that user.
-Everything is imported before it changes its user, who may not be allowed to read the libraries.
+Prints one line per path: `read` and the first 16 bytes in hex, or what went wrong; exits 3 if it
+cannot become that user. Everything is imported before it changes its user, who may not be allowed
+to read the libraries.
 """
 
 import ctypes
@@ -17,6 +18,7 @@ from recovery_pipelines.sandbox.beneath import open_beneath
 CANNOT_BECOME_OWNER = 3
 
 _HEAD_BYTES = 4096
+_MAGIC_BYTES = 16
 _PR_SET_PDEATHSIG = 1
 _SIGKILL = 9
 _CAPABILITY_VERSION_3 = 0x20080522
@@ -41,7 +43,7 @@ def become(uid: int, gid: int) -> None:
 
 
 def try_to_read(root: int, path: bytes) -> str:
-    """Open and read the first 4 KiB and the last byte; `read` or what went wrong."""
+    """Open and read the first 4 KiB and the last byte; the line to print."""
     try:
         file = open_beneath(root, path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
     except SandboxError:
@@ -60,7 +62,7 @@ def try_to_read(root: int, path: bytes) -> str:
         return errno.errorcode.get(error.errno or 0, "unknown error")
     finally:
         os.close(file)
-    return "read"
+    return f"read {head[:_MAGIC_BYTES].hex()}"
 
 
 def main() -> None:

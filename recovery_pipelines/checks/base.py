@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from recovery_pipelines import manifest
-from recovery_pipelines.errors import DrillTimeout
+from recovery_pipelines.errors import DrillTimeout, RecoveryError
 from recovery_pipelines.faults.base import Fault
 from recovery_pipelines.manifest import Comparison
 from recovery_pipelines.sandbox import Tree
@@ -111,6 +111,8 @@ class Check(Protocol):
 def run_check(check: Check, state: RecoveredState) -> CheckResult:
     """Run one check: what breaks is an ERROR, what has no files is UNVERIFIED, never a PASS."""
     try:
+        if state.comparison.entries != len(state.expected_entries):
+            raise RecoveryError("the comparison is not one with the expected manifest")
         result = check.run(state)
         if result.verdict is Verdict.PASS and not state.has_files:
             found = f"{result.found}; but there are no files, so nothing is proven"

@@ -40,7 +40,7 @@ class AllFilesRecovered:
             self.name,
             state,
             subject=state.expected_entries,
-            claim=f"entries, {len(files[0])} of them files, are there, and no others",
+            claim=f"({len(files[0])} files among them) are there, and no others",
             kinds=("missing", "unexpected", "type"),
             wrong=state.differences("missing", "unexpected", "type"),
             undecided=undecided.filter(pc.invert(there)),
@@ -64,7 +64,8 @@ class ChecksumsMatch:
             state,
             aspect="checksums",
             subject=files,
-            claim="files have the size and content that they had",
+            unit="files",
+            claim="have the size and content that they had",
             kinds=("content",),
             wrong=wrong.filter(is_among(wrong["path"], files["path"])),
             undecided=undecided.filter(is_among(undecided["path"], files["path"])),
@@ -93,7 +94,7 @@ class DirectoryStructureIntact:
             state,
             aspect="structure",
             subject=state.expected_entries,
-            claim="entries have their type, links and device; directories and links are all there",
+            claim="have their type, links and device; directories and links are all there",
             kinds=kinds,
             wrong=pa.concat_tables(
                 [state.differences(*kinds), one_sided.filter(pc.invert(of_files))]
@@ -123,7 +124,7 @@ class PermissionsCorrect:
             state,
             aspect="permissions",
             subject=state.expected_entries,
-            claim="entries have the mode, owner, extended attributes and mtime that they had",
+            claim="have the mode, owner, extended attributes and mtime that they had",
             kinds=kinds,
             wrong=state.differences(*kinds, "missing"),
             undecided=undecided.filter(pc.invert(looked_at)),
@@ -136,6 +137,7 @@ def _judge(
     *,
     subject: pa.Table,
     claim: str,
+    unit: str = "entries",
     kinds: Sequence[str],
     wrong: pa.Table,
     undecided: pa.Table,
@@ -146,7 +148,7 @@ def _judge(
     `subject` are the expected entries that it is about, `kinds` what it compares, `wrong` the
     differences that fail it, `undecided` the entries that it had to look at and could not.
     """
-    expected = f"{len(subject)} {claim}"
+    expected = f"{len(subject)} {unit} {claim}"
     ignored = [kind for kind in kinds if kind in state.comparison.ignored]
     reason = None
     if aspect is not None and aspect not in state.aspects:
@@ -166,7 +168,7 @@ def _judge(
     not_good = pa.chunked_array([bad, *unknown["path"].chunks], pa.binary())
     good = len(subject) - count(is_among(subject["path"], not_good))
 
-    found = f"{good} of {len(subject)} as expected"
+    found = f"{good} of {len(subject)} {unit} as expected"
     if len(bad):
         found += f"; {len(bad)} entries wrong{examples(_lines(wrong, unreadable))}"
     if len(unknown):

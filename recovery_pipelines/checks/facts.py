@@ -19,8 +19,8 @@ import pyarrow.parquet as pq
 
 from recovery_pipelines import manifest as manifests
 from recovery_pipelines.checks.base import files_of
-from recovery_pipelines.checks.owner_access import read_as_owners
-from recovery_pipelines.checks.readers import look_at_all
+from recovery_pipelines.checks.owner_access import READ, read_as_owners
+from recovery_pipelines.checks.readers import NO_APPLICATION, look_at_all
 from recovery_pipelines.sandbox import Tree
 
 FACTS_SCHEMA = pa.schema(
@@ -43,13 +43,25 @@ def capture_facts(tree: Tree, manifest: Path, output: Path) -> pa.Table:
     its error.
     """
     files = files_of(manifests.read(manifest, ["path", "type", "uid", "gid"]))
-    looks = list(look_at_all(tree, files["path"].to_pylist()))
+    paths = files["path"].to_pylist()
+    accesses = read_as_owners(tree, files)
+    # Files that are of no application by what their owner read need no second look.
+    places = [
+        place
+        for place, access in enumerate(accesses)
+        if access.answer != READ or access.application is not None
+    ]
+    looks = [NO_APPLICATION] * len(paths)
+    for place, look in zip(
+        places, look_at_all(tree, [paths[place] for place in places]), strict=True
+    ):
+        looks[place] = look
     facts = pa.table(
         [
             files["path"],
             files["uid"],
             files["gid"],
-            pa.array(read_as_owners(tree, files), pa.string()),
+            pa.array([access.answer for access in accesses], pa.string()),
             *(pa.array([look[column] for look in looks], pa.string()) for column in range(3)),
         ],
         schema=FACTS_SCHEMA,

@@ -3,8 +3,9 @@
 import os
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -21,6 +22,7 @@ from recovery_pipelines.checks.base import (
     printable,
 )
 from recovery_pipelines.checks.canaries import owner_canaries
+from recovery_pipelines.checks.readers import application_of
 from recovery_pipelines.errors import RecoveryError
 from recovery_pipelines.faults.base import Fault
 from recovery_pipelines.sandbox import Tree
@@ -30,35 +32,50 @@ from recovery_pipelines.verdict import CheckResult, Verdict
 READ = "read"
 UNTESTED = "not tested"
 
-_FILES_PER_PROCESS = 20_000
+_FILES_PER_PROCESS = 10_000
 
 
-def read_as_owners(tree: Tree, files: pa.Table) -> list[str]:
-    """Try to open and read each of `files` (columns path, uid, gid) as its owning user.
+class Access(NamedTuple):
+    """What became of the owner's attempt to read one file."""
 
-    Returns, in the order of `files`, `read`, the name of the error, or `not tested` for files of
-    other users, whom only root can become. The owner has no capabilities and no groups but the
-    file's own; directories above the tree do not count.
+    answer: str
+    """`read`, the name of the error, or `not tested`: only root can become another user."""
+    application: str | None = None
+    """The application that the first bytes belong to, if they were read."""
+
+
+def read_as_owners(tree: Tree, files: pa.Table) -> list[Access]:
+    """Try to open and read each of `files` (columns path, uid, gid) as its owning user, in order.
+
+    The owner has no capabilities and no groups but the file's own; directories above the tree do
+    not count.
     """
-    results = np.full(len(files), UNTESTED, dtype=object)
+    results: list[Access] = [Access(UNTESTED)] * len(files)
     uids, gids = files["uid"].to_numpy(), files["gid"].to_numpy()
     owners = np.unique(np.stack([uids, gids], axis=1), axis=0).tolist()
-    root = tree.open(b"", os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        for uid, gid in owners:
-            if os.geteuid() not in (0, uid):
-                continue
-            rows = np.flatnonzero((uids == uid) & (gids == gid))
+    batches: list[tuple[int, int, list[int]]] = []
+    for uid, gid in owners:
+        if os.geteuid() in (0, uid):
+            rows = np.flatnonzero((uids == uid) & (gids == gid)).tolist()
             for start in range(0, len(rows), _FILES_PER_PROCESS):
-                batch = rows[start : start + _FILES_PER_PROCESS]
-                paths = files["path"].take(pa.array(batch)).to_pylist()
-                results[batch] = _read_as(uid, gid, root, paths)
+                batches.append((uid, gid, rows[start : start + _FILES_PER_PROCESS]))
+    root = tree.open(b"", os.O_RDONLY | os.O_DIRECTORY)
+
+    def read_batch(batch: tuple[int, int, list[int]]) -> list[Access]:
+        uid, gid, rows = batch
+        return _read_as(uid, gid, root, files["path"].take(pa.array(rows)).to_pylist())
+
+    try:
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            for (_, _, rows), answers in zip(batches, pool.map(read_batch, batches), strict=True):
+                for row, answer in zip(rows, answers, strict=True):
+                    results[row] = answer
     finally:
         os.close(root)
-    return list(results)
+    return results
 
 
-def _read_as(uid: int, gid: int, root: int, paths: list[bytes]) -> list[str]:
+def _read_as(uid: int, gid: int, root: int, paths: list[bytes]) -> list[Access]:
     program = [sys.executable, "-P", str(Path(_read_as_owner.__file__))]
     package_home = Path(recovery_pipelines.__file__).parent.parent
     done = run_tool(
@@ -68,13 +85,20 @@ def _read_as(uid: int, gid: int, root: int, paths: list[bytes]) -> list[str]:
         env={"PYTHONPATH": str(package_home)},
     )
     if done.returncode == _read_as_owner.CANNOT_BECOME_OWNER:
-        return [UNTESTED] * len(paths)
-    answers = done.stdout.decode().splitlines()
-    if done.returncode != 0 or len(answers) != len(paths):
+        return [Access(UNTESTED)] * len(paths)
+    lines = done.stdout.decode().splitlines()
+    if done.returncode != 0 or len(lines) != len(paths):
         raise RecoveryError(
             f"could not read files as user {uid}, group {gid}: {done.complaint or 'no answer'}"
         )
-    return answers
+    return [_access(line) for line in lines]
+
+
+def _access(line: str) -> Access:
+    answer, _, head = line.partition(" ")
+    if answer == READ:
+        return Access(READ, application_of(bytes.fromhex(head)))
+    return Access(line)
 
 
 class FilesAccessible:
@@ -94,7 +118,7 @@ class FilesAccessible:
         there = is_among(readable["path"], files_of(state.found_entries)["path"])
         present, gone = readable.filter(there), readable.filter(pc.invert(there))
 
-        answers = read_as_owners(state.tree, present)
+        answers = [access.answer for access in read_as_owners(state.tree, present)]
         denied = [f"{printable(path)}: no such file" for path in gone["path"].to_pylist()] + [
             f"{printable(path)}: {answer}"
             for path, answer in zip(present["path"].to_pylist(), answers, strict=True)

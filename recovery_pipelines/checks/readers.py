@@ -44,7 +44,15 @@ class Look(NamedTuple):
     """Why the application cannot work with the file, or why we could not look."""
 
 
-_NO_APPLICATION = Look()
+NO_APPLICATION = Look()
+
+
+def application_of(head: bytes) -> str | None:
+    """The application whose files begin like `head` (16 bytes, fewer only of a shorter file)."""
+    for name, (magic, _) in _APPLICATIONS.items():
+        if head.startswith(magic):
+            return name
+    return None
 
 
 def look_at(tree: Tree, path: bytes) -> Look:
@@ -54,12 +62,13 @@ def look_at(tree: Tree, path: bytes) -> Look:
     """
     application = None
     try:
-        with _opened(tree, path) as file:
-            head = file.read(_MAGIC_BYTES)
-        for name, (magic, reader) in _APPLICATIONS.items():
-            if head.startswith(magic):
-                application = name
-                return Look(name, reader(tree, path))
+        with os.fdopen(tree.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
+            application = application_of(file.read(_MAGIC_BYTES))
+            if application is None:
+                return NO_APPLICATION
+            file.seek(0)
+            _, reader = _APPLICATIONS[application]
+            return Look(application, reader(file, tree, path))
     except MemoryError:
         raise
     except Exception as error:  # readers raise nearly anything on damaged or hostile files
@@ -67,7 +76,6 @@ def look_at(tree: Tree, path: bytes) -> Look:
             raise
         text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         return Look(application, None, f"{type(error).__name__}: {text[:_ERROR_LENGTH]}")
-    return _NO_APPLICATION
 
 
 def look_at_all(tree: Tree, paths: Sequence[bytes]) -> Iterator[Look]:
@@ -81,25 +89,18 @@ def look_at_all(tree: Tree, paths: Sequence[bytes]) -> Iterator[Look]:
             yield from looks
 
 
-@contextmanager
-def _opened(tree: Tree, path: bytes) -> Iterator[BinaryIO]:
-    descriptor = tree.open(path, os.O_RDONLY | os.O_NONBLOCK)
-    with os.fdopen(descriptor, "rb") as file:
-        yield file
-
-
-def _gzip_facts(tree: Tree, path: bytes) -> str:
+def _gzip_facts(file: BinaryIO, tree: Tree, path: bytes) -> str:
     digest, size_bytes = xxhash.xxh3_128(), 0
-    with _opened(tree, path) as file, gzip.GzipFile(fileobj=file) as stream:
+    with gzip.GzipFile(fileobj=file) as stream:
         while chunk := stream.read(_CHUNK_BYTES):
             digest.update(chunk)
             size_bytes += len(chunk)
     return f"{size_bytes} bytes, digest {digest.hexdigest()}"
 
 
-def _sqlite_facts(tree: Tree, path: bytes) -> str:
+def _sqlite_facts(file: BinaryIO, tree: Tree, path: bytes) -> str:
     with ExitStack() as stack:
-        address = stack.enter_context(_sqlite_address(tree, path))
+        address = stack.enter_context(_sqlite_address(file, tree, path))
         connection = stack.enter_context(
             closing(sqlite3.connect(address, uri=True, isolation_level=None))
         )
@@ -122,7 +123,7 @@ def _sqlite_facts(tree: Tree, path: bytes) -> str:
 
 
 @contextmanager
-def _sqlite_address(tree: Tree, path: bytes) -> Iterator[str]:
+def _sqlite_address(file: BinaryIO, tree: Tree, path: bytes) -> Iterator[str]:
     """Where SQLite can open the database without writing to the tree.
 
     A database with a live journal is opened in a copy, where SQLite may recover it as the real
@@ -131,15 +132,15 @@ def _sqlite_address(tree: Tree, path: bytes) -> Iterator[str]:
     sidecars = [name for name in (b"-wal", b"-journal") if _size_bytes(tree, path + name)]
     length_bytes = len(os.fsencode(tree.path)) + len(path)
     if not sidecars and length_bytes < _SQLITE_PATH_LIMIT_BYTES:
-        with _opened(tree, path) as file:
-            yield f"file:/proc/self/fd/{file.fileno()}?mode=ro&immutable=1"
+        yield f"file:/proc/self/fd/{file.fileno()}?mode=ro&immutable=1"
         return
     with TemporaryDirectory() as folder:
         copy = Path(folder) / "database"
         for suffix in (b"", *sidecars):
             target = Path(f"{copy}{suffix.decode()}")
-            with _opened(tree, path + suffix) as source, target.open("wb") as file:
-                copyfileobj(source, file, _CHUNK_BYTES)
+            descriptor = tree.open(path + suffix, os.O_RDONLY)
+            with os.fdopen(descriptor, "rb") as source, target.open("wb") as sink:
+                copyfileobj(source, sink, _CHUNK_BYTES)
         yield f"file:{quote(str(copy))}?mode=rw"
 
 
@@ -159,9 +160,9 @@ def _rows_digest(rows: sqlite3.Cursor) -> str:
     return f"{count} rows {total % (1 << 128):032x}"
 
 
-def _parquet_facts(tree: Tree, path: bytes) -> str:
-    with _opened(tree, path) as raw, pa.OSFile(f"/proc/self/fd/{raw.fileno()}") as file:
-        table = pq.ParquetFile(file, page_checksum_verification=True)
+def _parquet_facts(file: BinaryIO, tree: Tree, path: bytes) -> str:
+    with pa.OSFile(f"/proc/self/fd/{file.fileno()}") as native:
+        table = pq.ParquetFile(native, page_checksum_verification=True)
         digest = xxhash.xxh3_128(str(table.schema_arrow.remove_metadata()).encode())
         row_count = 0
         for group in range(table.num_row_groups):
@@ -233,7 +234,7 @@ def _check_statistics(table: pq.ParquetFile, group: int, ranges: list[_Range]) -
                 )
 
 
-_APPLICATIONS: dict[str, tuple[bytes, Callable[[Tree, bytes], str]]] = {
+_APPLICATIONS: dict[str, tuple[bytes, Callable[[BinaryIO, Tree, bytes], str]]] = {
     "sqlite": (b"SQLite format 3\0", _sqlite_facts),
     "parquet": (b"PAR1", _parquet_facts),
     "gzip": (b"\x1f\x8b\x08", _gzip_facts),
