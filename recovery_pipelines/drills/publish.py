@@ -36,19 +36,21 @@ def publish(staging: Tree, live: Tree, expected: Path, comparison: Comparison | 
 
 
 def paths_to_restore(expected: Path, comparison: Comparison) -> list[bytes]:
-    """The paths of `expected` that must come back, sorted; never the root.
+    """The paths of `expected` that must come back, sorted.
 
-    These differ or could not be examined. Hard-link groups are whole, so that links survive.
+    These differ or could not be examined. Hard-link groups are whole, so that links survive. The
+    root is one only if its extended attributes must come back: the rest of it the manifest holds.
     """
     differences = comparison.differences
-    wrong = differences.filter(pc.field("kind") != "unexpected")["path"].to_pylist()
-    wrong += comparison.undecided_entries["path"].to_pylist()
+    wrong = set(differences.filter(pc.field("kind") != "unexpected")["path"].to_pylist())
+    wrong -= {b""} - _with_wrong_xattrs(comparison)
+    wrong |= set(comparison.undecided_entries["path"].to_pylist())
     rows = manifest.read(expected, ["path", "hard_link_group"])
     groups = dict(zip(rows["path"].to_pylist(), rows["hard_link_group"].to_pylist(), strict=True))
-    restored = groups.keys() & set(wrong)
+    restored = groups.keys() & wrong
     torn_groups = {groups[path] for path in restored} - {None, 0}
     restored |= {path for path, group in groups.items() if group in torn_groups}
-    return sorted(restored - {b""})
+    return sorted(restored)
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,7 @@ def _publish_differences(
     directories: dict[bytes, _Directory],
 ) -> None:
     restored = paths_to_restore(expected, comparison)
+    wrong_xattrs = _with_wrong_xattrs(comparison)
     differing = set(comparison.differences["path"].to_pylist())
     # What is unexpected below something unexpected, or below a directory that should be
     # something else, goes with that.
@@ -119,9 +122,16 @@ def _publish_differences(
                 live.rmtree(path)
             staging.rename(path, path, to=live)
     for path in reversed(touched):
-        if path in differing:
+        if path in wrong_xattrs:
             _copy_xattrs(staging, live, path)
         directories[path].apply(live, path)
+
+
+def _with_wrong_xattrs(comparison: Comparison) -> set[bytes]:
+    """Entries whose extended attributes are wrong, absent or unknown."""
+    kinds = pc.field("kind").isin(["missing", "type", "xattr"])
+    wrong = set(comparison.differences.filter(kinds)["path"].to_pylist())
+    return wrong | set(comparison.undecided_entries["path"].to_pylist())
 
 
 def _require_staged(staging: Tree, paths: Collection[bytes]) -> None:
