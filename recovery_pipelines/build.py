@@ -19,6 +19,7 @@ from recovery_pipelines.assets import (
 )
 from recovery_pipelines.drills.data_recovery import require_known
 from recovery_pipelines.orchestration.jobs import drill_job, drill_schedule, jobs
+from recovery_pipelines.orchestration.stages import RESOURCES
 from recovery_pipelines.plan import DrillSpec, Plan, find_plan, load_plan
 from recovery_pipelines.sensors import drill_failure, sandbox_reaper
 
@@ -54,6 +55,7 @@ def build_definitions(plan: Plan | Path | str | None = None) -> dg.Definitions:
             schedules.append(drill_schedule(group_jobs[-1], in_group, cron_schedule))
     return dg.Definitions(
         assets=[asset for spec in specs for asset in stage_assets(spec)],
+        resources=RESOURCES,
         jobs=[*jobs(specs), *group_jobs],
         schedules=schedules,
         sensors=[

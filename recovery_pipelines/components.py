@@ -9,6 +9,7 @@ from pydantic import Field
 from recovery_pipelines.build import stage_assets
 from recovery_pipelines.drills.data_recovery import require_known
 from recovery_pipelines.orchestration.jobs import drill_job, drill_schedule
+from recovery_pipelines.orchestration.stages import RESOURCES
 from recovery_pipelines.plan import Plan, parse_plan
 from recovery_pipelines.sensors import drill_failure
 
@@ -34,6 +35,7 @@ class RecoveryDrill(dg.Component, dg.Model, dg.Resolvable):
         cron_schedule = spec.automation.cron_schedule
         return dg.Definitions(
             assets=stage_assets(spec),
+            resources=RESOURCES,
             jobs=[job],
             schedules=[drill_schedule(job, [spec], cron_schedule)] if cron_schedule else [],
             sensors=[drill_failure.build([spec], f"{spec.name}_failure")],

@@ -12,7 +12,6 @@ import click
 import dagster as dg
 import pandas as pd
 from rich.console import Console
-from rich.logging import RichHandler
 from rich.table import Table
 
 from recovery_pipelines.build import build_definitions
@@ -28,7 +27,11 @@ from recovery_pipelines.verdict import Verdict, worst
 
 _COLOURS = {Verdict.PASS: "green", Verdict.FAIL: "red", Verdict.INVALID: "red"}
 
-console = Console()
+_WIDTH_WITHOUT_TERMINAL = 140
+# The run's journal is shown instead of Dagster's own log, which the UI keeps.
+_QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
+
+console = Console(width=None if sys.stdout.isatty() else _WIDTH_WITHOUT_TERMINAL)
 
 
 @click.command(name="drill")
@@ -75,13 +78,12 @@ def _matches(spec: DrillSpec, wanted: dict[str, str | None]) -> bool:
 
 
 def _log_to_console() -> None:
-    handler = RichHandler(console=Console(stderr=True), show_path=False, markup=False)
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
     logger = logging.getLogger("recovery_pipelines")
     logger.setLevel(logging.INFO)
     logger.addHandler(handler)
     logger.propagate = False
-    for name in ("dagster", "dagster.daemon"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 def _run(
@@ -93,6 +95,7 @@ def _run(
         done = job.execute_in_process(
             instance=instance,
             partition_key=month,
+            run_config=_QUIET,
             tags=own_process_tag(),
             raise_on_error=False,
         )

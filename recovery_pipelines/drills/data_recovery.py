@@ -98,7 +98,9 @@ def create_incremental_backups(run: DrillRun) -> pd.DataFrame:
                 change_dataset(run.live, seed=run.seed(f"changes {generation}"))
                 _capture(run, run.live, f"generation-{generation}")
             parent = snapshots[-1] if snapshots else None
-            snapshots.append(engine.backup(run.live.path, parent))
+            with run.working(f"backed up generation {generation}") as working:
+                snapshots.append(engine.backup(run.live.path, parent))
+                working(f"{snapshots[-1].added_bytes:,} bytes added", 1.0)
             if generation in _restored_generations(run):
                 path = run.manifest_path(f"generation-{generation}")
                 capture_facts(run.live, path, run.manifest_path(f"facts-{generation}"))
@@ -219,9 +221,14 @@ def carry_out(spec: DrillSpec, month: str, run_id: str) -> DrillRecord:
 
 def _capture(run: DrillRun, tree: Tree, name: str) -> manifest.Summary:
     run.remaining_seconds()
-    summary = manifest.capture(tree.path, run.manifest_path(name))
+    with run.working(f"captured {name}") as working:
+        summary = manifest.capture(
+            tree.path,
+            run.manifest_path(name),
+            progress=lambda at: working(f"{at.files:,} files, {at.bytes:,} bytes", at.fraction),
+        )
+        working(f"{summary.entries:,} entries, {summary.bytes:,} bytes", 1.0)
     run.summaries[name] = summary
-    run.journal(event="captured", manifest=name, entries=summary.entries, errors=summary.errors)
     return summary
 
 
@@ -255,7 +262,7 @@ def _inject_faults(run: DrillRun) -> list[dict[str, object]]:
     injected = inject(in_turn, run.live, Layer.SOURCE, run.seed("faults"))
     without_place = {fault.kind for fault in in_turn} - {fault.kind for fault in injected}
     run.left_out += [f"fault {kind}: the data has no place for it" for kind in without_place]
-    run.journal(event="injected", faults=len(injected), wanted=len(in_turn))
+    run.journal(event=f"injected {len(injected)} of {len(in_turn)} faults")
     return [asdict(fault) for fault in injected]
 
 
@@ -338,7 +345,8 @@ def _restore_and_verify(
             summary = manifest.subset(found, paths, got)
             expected, found = wanted, got
         comparison = _compare(run, expected, found)
-    run.journal(event="verified in staging", identical=comparison.identical)
+    said = "identical" if comparison.identical else f"{comparison.differences.num_rows} differences"
+    run.journal(event=f"verified in staging: {said}")
     return comparison, summary
 
 

@@ -34,6 +34,8 @@ from recovery_pipelines.verdict import CheckResult, Verdict, worst
 
 log = logging.getLogger("recovery_pipelines")
 
+_PROGRESS_SECONDS = 5.0
+
 STAGES = (
     "test_dataset",
     "incremental_backups",
@@ -173,6 +175,23 @@ class DrillRun:
         finally:
             self.phases[name] = self.phases.get(name, 0.0) + time.monotonic() - began
 
+    @contextmanager
+    def working(self, what: str) -> Iterator[Callable[[str, float], None]]:
+        """Journal a piece of work. The yielded function tells how far it is: now and then in the
+        log, and with what was said last in the journal when the block ends."""
+        began = told = time.monotonic()
+        latest = ""
+
+        def tell(state: str, fraction: float) -> None:
+            nonlocal told, latest
+            latest = state
+            if fraction < 1 and time.monotonic() - told >= _PROGRESS_SECONDS:
+                told = time.monotonic()
+                log.info("%s: %s: %.0f %%, %s", self.spec.name, what, 100 * fraction, state)
+
+        yield tell
+        self.journal(event=f"{what}: {latest}", seconds=round(time.monotonic() - began, 3))
+
     def note_error(self, error: BaseException) -> None:
         """An error makes the drill's verdict ERROR at best."""
         self.errors.append(type(error).__name__)
@@ -183,8 +202,9 @@ class DrillRun:
         line = {"at": datetime.now(UTC).isoformat(), "monotonic": time.monotonic(), **event}
         with (self.folder / "journal.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(line, default=str) + "\n")
-        words = " ".join(str(value) for key, value in event.items() if key != "stage")
-        log.info("%s: %s", self.spec.name, words)
+        said = (event.get(key) for key in ("step", "event", "error", "seconds"))
+        words = " ".join(str(word) for word in said if word is not None)
+        log.info("%s: %s%s", self.spec.name, words, " s" if "seconds" in event else "")
 
     def keep(self, name: str, table: pd.DataFrame) -> None:
         """Keep a stage's table with the drill's results."""

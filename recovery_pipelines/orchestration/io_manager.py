@@ -2,7 +2,9 @@
 
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 import pandas as pd
@@ -19,7 +21,7 @@ class ParquetIOManager(dg.IOManager):
     """
 
     def handle_output(self, context: dg.OutputContext, obj: pd.DataFrame | Path) -> None:
-        path = _path_of(context)
+        path = _path(context.definition_metadata, context.asset_key, context.partition_key)
         path.parent.mkdir(parents=True, exist_ok=True)
         unfinished = path.with_name(f".{path.name}.{os.getpid()}")
         if isinstance(obj, Path):
@@ -31,16 +33,13 @@ class ParquetIOManager(dg.IOManager):
 
     def load_input(self, context: dg.InputContext) -> pd.DataFrame | Path:
         assert context.upstream_output is not None
-        path = _path_of(context.upstream_output)
+        metadata = context.upstream_output.definition_metadata
+        path = _path(metadata, context.asset_key, context.asset_partition_key)
         if not path.is_file():
             raise RecoveryError(f"{path} is not there: materialize the stages before this one")
         return path if context.dagster_type.typing_type is Path else pd.read_parquet(path)
 
 
-def _path_of(context: dg.OutputContext) -> Path:
-    metadata = context.definition_metadata or {}
-    home = Path(metadata[HOME_METADATA_KEY])
-    return home.joinpath("assets", *context.asset_key.path, f"{context.partition_key}.parquet")
-
-
-PARQUET = dg.IOManagerDefinition.hardcoded_io_manager(ParquetIOManager())
+def _path(metadata: Mapping[str, Any] | None, key: dg.AssetKey, month: str) -> Path:
+    home = Path((metadata or {})[HOME_METADATA_KEY])
+    return home.joinpath("assets", *key.path, f"{month}.parquet")

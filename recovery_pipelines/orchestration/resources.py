@@ -60,7 +60,3 @@ class DrillsResource(dg.ConfigurableResource[OpenDrills]):
             yield drills
         finally:
             drills.close()
-
-
-DRILLS = DrillsResource()
-"""One object for all drills: a run over several must share it."""

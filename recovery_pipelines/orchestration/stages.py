@@ -10,13 +10,22 @@ import pandas as pd
 
 from recovery_pipelines.drills.run import STAGES, DrillRun, step_of
 from recovery_pipelines.errors import RecoveryError
-from recovery_pipelines.orchestration.io_manager import HOME_METADATA_KEY, PARQUET
+from recovery_pipelines.orchestration.io_manager import HOME_METADATA_KEY, ParquetIOManager
 from recovery_pipelines.orchestration.partitions import MONTHS
-from recovery_pipelines.orchestration.resources import DRILLS
+from recovery_pipelines.orchestration.resources import DrillsResource
 from recovery_pipelines.plan import DrillSpec
 from recovery_pipelines.verdict import CheckResult, Verdict
 
 POOL = "recovery_drill"
+DRILLS_KEY = "recovery_drills"
+PARQUET_KEY = "recovery_parquet"
+
+RESOURCES: Mapping[str, object] = {
+    DRILLS_KEY: DrillsResource(),
+    PARQUET_KEY: dg.IOManagerDefinition.hardcoded_io_manager(ParquetIOManager()),
+}
+"""What the stages need. The same objects for all definitions, so that these can be merged."""
+
 RETRY_TAG = "dagster/retry_on_asset_or_op_failure"
 _PREVIEW_ROWS = 20
 _WARNINGS = (Verdict.UNVERIFIED, Verdict.STALE)
@@ -32,9 +41,8 @@ def stage_options(spec: DrillSpec, stage: str, what: str) -> dict[str, Any]:
         "partitions_def": MONTHS,
         "description": f"{what}\n\n{spec.scenario.description} (step `{step}`).",
         "pool": None if spec.controls.parallel_tests else POOL,
-        "resource_defs": {"recovery_drills": DRILLS},
-        "required_resource_keys": {"recovery_drills"},
-        "io_manager_def": PARQUET,
+        "required_resource_keys": {DRILLS_KEY},
+        "io_manager_key": PARQUET_KEY,
         "metadata": {HOME_METADATA_KEY: str(spec.plan.data_home)},
         "kinds": {"parquet", spec.engine},
         "tags": {"recovery/scenario": spec.scenario.name},
