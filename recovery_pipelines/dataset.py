@@ -102,7 +102,12 @@ _DIRECTORY_MODES = {
     b"warehouse/orders": 0o2775,
 }
 _FILE_MODES = (0o644, 0o644, 0o644, 0o640, 0o600, 0o755, 0o444)
-_OWNERS = {b"people/analyst": (1000, 1000), b"people/service": (65534, 65534)}
+_OWNERS = {b"people/service": 65534, b"people/analyst": 1000}
+_CANNOT = (
+    errno.EOPNOTSUPP,  # the file system does not know it
+    errno.EPERM,  # the user may not
+    errno.EINVAL,  # the container does not know the user id
+)
 
 _ACL_ACCESS = "system.posix_acl_access"
 _ACL_DEFAULT = "system.posix_acl_default"
@@ -312,6 +317,9 @@ def _small_files(tree: Tree, rng: Random, budget_bytes: int) -> None:
         text = rng.randbytes(-(-size // 2)).hex().encode()[:size]
         tree.write(b"%s/note-%06d.txt" % (directory, number), text)
     tree.write(b"small/empty.txt", b"")
+    for directory in _OWNERS:
+        for number in range(5):
+            tree.write(directory + b"/file-%d" % number, rng.randbytes(rng.randrange(1, 3000)))
 
 
 def _sparse_files(tree: Tree, rng: Random) -> None:
@@ -356,12 +364,7 @@ def _metadata(tree: Tree, rng: Random) -> list[str]:
     entries = list(tree.walk())
     if not _optional(lambda: _xattrs(tree, rng)):
         left_out.append("extended attributes")
-    if os.geteuid() == 0:
-        for path, _ in entries:
-            owner = _OWNERS.get(path) or _OWNERS.get(edit.parent(path))
-            if owner and path != b"people/hard-2":
-                tree.chown(path, *owner)
-    else:
+    if not _optional(lambda: _owners(tree)):
         left_out.append("other owners")
     modes = {
         path: _DIRECTORY_MODES.get(path, 0o755)
@@ -381,14 +384,20 @@ def _metadata(tree: Tree, rng: Random) -> list[str]:
 
 
 def _optional(action: Callable[[], None]) -> bool:
-    """Whether the file system could do it."""
+    """Whether it could be done here; if not, nothing was."""
     try:
         action()
     except OSError as error:
-        if error.errno != errno.EOPNOTSUPP:
+        if error.errno not in _CANNOT:
             raise
         return False
     return True
+
+
+def _owners(tree: Tree) -> None:
+    for directory, owner in _OWNERS.items():
+        for name in (directory, *(edit.below(directory, n) for n in tree.listdir(directory))):
+            tree.chown(name, owner, owner)
 
 
 def _xattrs(tree: Tree, rng: Random) -> None:
