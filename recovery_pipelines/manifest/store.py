@@ -31,6 +31,8 @@ _CODES = {"Q": "<u8", "q": "<i8", "I": "<u4", "16s": "V16"}
 _DTYPE = np.dtype([(name, _CODES[code]) for name, code in FIELDS])
 
 Mask = npt.NDArray[np.bool_]
+Reply = tuple[bytes, bytes, bytes, bytes]
+"""Rows from a worker: records, then the paths, link targets and errors of all of them."""
 
 
 # Arrow arrays are built from buffers: pa.array() would import pandas, which takes longer than
@@ -71,45 +73,42 @@ for _code, (_bits, _) in enumerate(TYPES):
     _TYPE_CODE[_bits >> 12] = _code
 
 
-def _table(replies: list[tuple[bytes, bytes, bytes, bytes]]) -> tuple[pa.Table, npt.NDArray[Any]]:
+def _table(replies: list[Reply]) -> tuple[pa.Table, npt.NDArray[Any]]:
     """The rows of worker replies as a table of SCHEMA (no hard-link groups yet), sorted by
     path_id, and (device, inode, path_id) of all rows with more than one hard link."""
-    records = np.frombuffer(b"".join(reply[0] for reply in replies), _DTYPE)
-    order = np.argsort(records["path_id"])
+    unsorted = np.frombuffer(b"".join(reply[0] for reply in replies), _DTYPE)
+    order = np.argsort(unsorted["path_id"])
+    records = unsorted[order]
     known = records["known"]
     has_stat = known & STAT_KNOWN != 0
     types = _TYPE_CODE[records["mode"] >> 12 & 15]
+
+    def blobs(part: int, kind: pa.DataType) -> pa.Array:
+        lengths = unsorted[("path_length", "target_length", "error_length")[part - 1]]
+        blob = b"".join(reply[part] for reply in replies)
+        if not blob and part != 1:  # the root alone has an empty path, not none
+            return pa.nulls(len(lengths), kind)
+        valid = None if part == 1 else lengths > 0
+        return bytes_array(blob, lengths, kind, valid).take(fixed_array(pa.int64(), order))
+
     columns = {
-        "path": bytes_array(
-            b"".join(reply[1] for reply in replies), records["path_length"], pa.binary()
-        ),
-        "path_id": fixed_array(pa.uint64(), records["path_id"]),
+        "path": blobs(1, pa.binary()),
         "type": type_array(types, has_stat & (types >= 0)),
-        "link_target": bytes_array(
-            b"".join(reply[2] for reply in replies),
-            records["target_length"],
-            pa.binary(),
-            records["target_length"] > 0,
-        ),
+        "mode": fixed_array(pa.uint16(), (records["mode"] & 0o7777).astype("<u2"), has_stat),
+        "link_target": blobs(2, pa.binary()),
         "hard_link_group": fixed_array(pa.uint64(), np.zeros(len(records), "<u8"), has_stat),
         "xattr_xxh3_128": fixed_array(pa.binary(16), records["xattr"], known & XATTR_KNOWN != 0),
         "content_xxh3_128": fixed_array(
             pa.binary(16), records["content"], known & CONTENT_KNOWN != 0
         ),
-        "error": bytes_array(
-            b"".join(reply[3] for reply in replies),
-            records["error_length"],
-            pa.string(),
-            records["error_length"] > 0,
-        ),
-        "mode": fixed_array(pa.uint16(), (records["mode"] & 0o7777).astype("<u2"), has_stat),
+        "error": blobs(3, pa.string()),
     }
-    for name in ("size", "uid", "gid", "mtime_ns", "device"):
-        columns[name] = fixed_array(SCHEMA.field(name).type, records[name], has_stat)
-    table = pa.table([columns[field.name] for field in SCHEMA], schema=SCHEMA)
+    for name in ("path_id", "size", "uid", "gid", "mtime_ns", "device"):
+        valid = None if name == "path_id" else has_stat
+        columns[name] = fixed_array(SCHEMA.field(name).type, records[name], valid)
     linked = records[(records["links"] > 1) & (types != 1) & has_stat]
     return (
-        table.take(fixed_array(pa.int64(), order.astype("<i8"))),
+        pa.table([columns[field.name] for field in SCHEMA], schema=SCHEMA),
         np.stack([linked["dev"], linked["ino"], linked["path_id"]], axis=1),
     )
 
@@ -259,7 +258,7 @@ class Writer:
             "tool_version": version("recovery_pipelines"),
             "mount_points": _mount_points(tree),
         }
-        self._replies: list[tuple[bytes, bytes, bytes, bytes]] = []
+        self._replies: list[Reply] = []
         self._pending_rows = self._pending_bytes = 0
         self._linked: list[npt.NDArray[Any]] = []
         self._spills: list[BinaryIO] = []

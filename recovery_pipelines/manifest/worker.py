@@ -6,6 +6,7 @@ it ends when its parent ends (end of file on stdin, broken pipe on stdout).
 """
 
 import errno
+import gc
 import marshal
 import mmap
 import os
@@ -446,6 +447,7 @@ class Worker:
 def main(root_fd: int) -> None:
     """Answer requests until the parent closes the pipe."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    gc.disable()  # there are no cycles to collect
     worker = Worker(root_fd, sys.stdout.buffer)
     try:
         while True:

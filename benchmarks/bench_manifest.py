@@ -1,0 +1,400 @@
+"""`recovery manifest` beside the tools that people use for the same work, in one run.
+
+All competitors of a table run in turn, round by round, each after the tree has been warmed (or
+evicted); a ratio is the median over rounds of other time / our time, so that what else happens on
+the machine hits both. Above 1 means that we are faster. A tool that is not installed says so.
+"""
+
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+import numpy as np
+import psutil
+import pyarrow as pa
+import trees
+import xxhash
+from rich.console import Console
+from rich.table import Table
+
+from recovery_pipelines.manifest import capture, store
+from recovery_pipelines.manifest.schema import SCHEMA
+
+RECOVERY = [sys.executable, "-c", "from recovery_pipelines.cli import main; main()", "manifest"]
+console = Console(width=110)
+
+
+@dataclass(frozen=True)
+class Competitor:
+    """Something to measure: a shell command or a call."""
+
+    name: str
+    run: Callable[[], object] | str
+    needs: tuple[str, ...] = ()
+    seconds_allowed: float = 600
+
+    def missing(self) -> list[str]:
+        return [tool for tool in self.needs if shutil.which(tool) is None]
+
+    def time(self) -> float:
+        started = time.perf_counter()
+        if callable(self.run):
+            self.run()
+        else:
+            subprocess.run(
+                ["bash", "-c", f"set -o pipefail; {self.run}"],
+                check=True,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                timeout=self.seconds_allowed,
+            )
+        return time.perf_counter() - started
+
+
+def race(
+    title: str, ours: str, competitors: list[Competitor], before: Callable[[], None], rounds: int
+) -> None:
+    """Measure in turn and print one table; `ours` names the competitor to compare with."""
+    able = [one for one in competitors if not one.missing()]
+    times: dict[str, list[float]] = {one.name: [] for one in able}
+    for _ in range(rounds):
+        for one in able:
+            before()
+            times[one.name].append(one.time())
+    table = Table(title=f"{title} ({rounds} rounds, load {os.getloadavg()[0]:.1f})")
+    for heading in ("", "median s", f"its time / {ours}", "per round"):
+        table.add_column(heading, justify="left" if not heading else "right")
+    for one in competitors:
+        if one.name not in times:
+            table.add_row(one.name, "missing", f"not installed: {', '.join(one.missing())}", "")
+            continue
+        ratios = [theirs / our for theirs, our in zip(times[one.name], times[ours], strict=True)]
+        table.add_row(
+            one.name,
+            f"{statistics.median(times[one.name]):.3f}",
+            f"{statistics.median(ratios):.2f}",
+            " ".join(f"{ratio:.2f}" for ratio in ratios),
+        )
+    console.print(table)
+
+
+def shell(*words: object) -> str:
+    return " ".join(f"'{word}'" for word in words)
+
+
+def hash_with(tree: Path, command: str) -> str:
+    return f"find '{tree}' -type f -print0 | xargs -0 -P2 -n 500 {command}"
+
+
+def create_race(tree: Path, scratch: Path, before: Callable[[], None], rounds: int) -> None:
+    """Ours writes path, type, size, mode, owner, mtime, links, xattrs and hash; they a hash."""
+    output = scratch / "m.parquet"
+    race(
+        f"create: {tree.name}",
+        "ours, in process",
+        [
+            Competitor("ours, in process", lambda: capture(tree, output)),
+            Competitor("ours, command", shell(*RECOVERY, "create", tree, "-o", output)),
+            Competitor("find | xargs -P2 xxh128sum", hash_with(tree, "xxh128sum"), ("xxh128sum",)),
+            Competitor(
+                "find | xargs -P2 b3sum", hash_with(tree, "b3sum --num-threads 1"), ("b3sum",)
+            ),
+        ],
+        before,
+        rounds,
+    )
+
+
+def verify_race(tree: Path, scratch: Path, rounds: int) -> None:
+    """A copy against the manifest or the original."""
+    copy = scratch / "copy"
+    subprocess.run(["cp", "-a", tree, copy], check=True)
+    manifest, hashes = scratch / "expected.parquet", scratch / "hashes"
+    capture(tree, manifest)
+    prepare = f"cd '{tree}' && hashdeep -j2 -c sha256 -r -l . > '{hashes}'"
+    if shutil.which("hashdeep"):
+        subprocess.run(["bash", "-c", prepare], check=True)
+    race(
+        f"verify: {tree.name}",
+        "ours, command",
+        [
+            Competitor("ours, command", shell(*RECOVERY, "verify", manifest, copy)),
+            Competitor("diff -rq", shell("diff", "-rq", tree, copy), ("diff",)),
+            Competitor("rsync -nac", shell("rsync", "-nac", f"{tree}/", copy), ("rsync",)),
+            Competitor(
+                "hashdeep -a (sha256, -j2)",
+                f"cd '{copy}' && hashdeep -j2 -c sha256 -r -l -a -k '{hashes}' .",
+                ("hashdeep",),
+            ),
+            Competitor("rclone check", shell("rclone", "check", tree, copy), ("rclone",)),
+        ],
+        lambda: warm(tree, copy),
+        rounds,
+    )
+    shutil.rmtree(copy)
+
+
+def warm(*places: Path) -> None:
+    for tree in places:
+        subprocess.run(
+            ["bash", "-c", hash_with(tree, "cat")], check=True, stdout=subprocess.DEVNULL
+        )
+
+
+def evict(tree: Path) -> None:
+    """Drop the content of all files from the page cache (inodes stay)."""
+    os.sync()
+    for directory, _, names in os.walk(tree):
+        for name in names:
+            fd = os.open(Path(directory) / name, os.O_RDONLY)
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+            os.close(fd)
+
+
+@contextmanager
+def loop_disk(scratch: Path, gib: int) -> Iterator[tuple[Path, Callable[[], None]]]:
+    """A journalled ext4 in a file, and how to make it cold: unmount and mount again."""
+    image, place = scratch / "disk.img", scratch / "disk"
+    place.mkdir()
+    with image.open("wb") as file:
+        file.truncate(gib << 30)
+    subprocess.run(["mkfs.ext4", "-q", "-F", image], check=True)
+    device = subprocess.run(
+        ["losetup", "--find", "--show", "--direct-io=on", image],
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout.strip()
+    mount, unmount = ["mount", device, place], ["umount", place]
+
+    def remount() -> None:
+        subprocess.run(unmount, check=True)
+        subprocess.run(mount, check=True)
+
+    try:
+        subprocess.run(mount, check=True)
+        try:
+            yield place, remount
+        finally:
+            subprocess.run(unmount, check=True)
+    finally:
+        subprocess.run(["losetup", "--detach", device], check=True)
+
+
+def cold_race(shape: trees.Shape, scratch: Path, rounds: int) -> None:
+    with ExitStack() as stack:
+        if os.geteuid() == 0 and all(map(shutil.which, ("mkfs.ext4", "losetup"))):
+            gib = 2 + (shape.files * shape.most_bytes >> 30)
+            place, before = stack.enter_context(loop_disk(scratch, gib))
+            tree = trees.build(shape, place)
+        else:
+            console.print("not root: cold means evicted page cache, inodes stay warm")
+            tree = trees.build(shape, scratch)
+            before = lambda: evict(tree)  # noqa: E731
+        output = scratch / "cold.parquet"
+        race(
+            f"create, cold: {tree.name}",
+            "ours, command",
+            [
+                Competitor("ours, command", shell(*RECOVERY, "create", tree, "-o", output)),
+                Competitor(
+                    "find | xargs -P2 xxh128sum", hash_with(tree, "xxh128sum"), ("xxh128sum",)
+                ),
+                Competitor(
+                    "find | xargs -P8 xxh128sum",
+                    hash_with(tree, "xxh128sum").replace("-P2", "-P8"),
+                    ("xxh128sum",),
+                ),
+            ],
+            before,
+            rounds,
+        )
+
+
+def memory_rate() -> float:
+    """Bytes a second that two threads copy in memory together, the best of five."""
+    blocks = [(np.ones(256 << 20, np.uint8), np.empty(256 << 20, np.uint8)) for _ in range(2)]
+    best = 0.0
+    for _ in range(5):
+        threads = [
+            threading.Thread(target=np.copyto, args=(target, source)) for source, target in blocks
+        ]
+        started = time.perf_counter()
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        best = max(best, (512 << 20) / (time.perf_counter() - started))
+    return best
+
+
+def against_memory(tree: Path, scratch: Path, rounds: int) -> None:
+    """Large files: how much of the rate of memcpy a capture reaches."""
+    ratios = []
+    for _ in range(rounds):
+        warm(tree)
+        started = time.perf_counter()
+        summary = capture(tree, scratch / "m.parquet")
+        ours = summary.bytes / (time.perf_counter() - started)
+        ratios.append(ours / memory_rate())
+    console.print(
+        f"{tree.name}: {statistics.median(ratios):.2f} of two-thread memcpy, per round "
+        + " ".join(f"{ratio:.2f}" for ratio in ratios)
+    )
+
+
+def peak_memory(argv: list[str]) -> float:
+    """The greatest sum of resident memory (MiB) of a command and its children."""
+    process = psutil.Popen(argv, stdout=subprocess.DEVNULL)
+    peak = 0
+    while process.poll() is None:
+        total = 0
+        for one in [process, *process.children()]:
+            try:
+                total += one.memory_info().rss
+            except psutil.NoSuchProcess:
+                continue
+        peak = max(peak, total)
+        time.sleep(0.02)
+    if process.returncode != 0:
+        raise SystemExit(f"{argv} ended with exit code {process.returncode}")
+    return peak / (1 << 20)
+
+
+def synthetic_manifest(output: Path, rows: int, changed: bool) -> None:
+    """A manifest of `rows` files that never existed; `changed` differs in 0.1 % of the paths and
+    in 0.5 % of content and mtime."""
+    parts: list[tuple[np.ndarray, list[bytes]]] = []
+    for start in range(0, rows, 1_000_000):
+        numbers = range(start, min(start + 1_000_000, rows))
+        paths = [b"department-%d/project-%d/file-%d.dat" % (n % 97, n % 9973, n) for n in numbers]
+        if changed:
+            paths[::1000] = [path + b".new" for path in paths[::1000]]
+        ids = np.fromiter(map(xxhash.xxh3_64_intdigest, paths), "<u8", len(paths))
+        parts.append((ids, paths))
+    bits = store._group_bits(rows)
+    shift = np.uint64(64 - bits)
+
+    def tables() -> Iterator[pa.Table]:
+        for group in range(1 << bits):
+            ids_here, paths_here = [], []
+            for ids, paths in parts:
+                places = np.flatnonzero(ids >> shift == group) if bits else np.arange(len(ids))
+                ids_here.append(ids[places])
+                paths_here += [paths[place] for place in places.tolist()]
+            ids = np.concatenate(ids_here)
+            order = np.argsort(ids)
+            ids = ids[order]
+            count = len(ids)
+            touched = (ids % np.uint64(200) == 0) & changed
+            content = np.stack([ids ^ touched.astype("<u8"), ids], axis=1)
+            columns = {
+                "path": store.list_array([paths_here[n] for n in order.tolist()], pa.binary()),
+                "path_id": store.fixed_array(pa.uint64(), ids),
+                "type": store.type_array(np.zeros(count, np.int8), np.ones(count, np.bool_)),
+                "link_target": pa.nulls(count, pa.binary()),
+                "error": pa.nulls(count, pa.string()),
+                "mtime_ns": store.fixed_array(
+                    pa.int64(), (10**18 + (ids >> np.uint64(10)) + touched).astype("<i8")
+                ),
+                "content_xxh3_128": store.fixed_array(pa.binary(16), content.view("V16")[:, 0]),
+                "xattr_xxh3_128": store.fixed_array(
+                    pa.binary(16), np.full(count, xxhash.xxh3_128_digest(b""), "V16")
+                ),
+                "mode": store.fixed_array(pa.uint16(), np.full(count, 0o644, "<u2")),
+            }
+            for name in ("size", "uid", "gid", "hard_link_group", "device"):
+                kind = SCHEMA.field(name).type
+                values = np.zeros(count, f"V{kind.bit_width // 8}")
+                columns[name] = store.fixed_array(kind, values)
+            yield pa.table([columns[field.name] for field in SCHEMA], schema=SCHEMA)
+
+    store._write(output, tables(), {"schema_version": 1, "root": "/none", "mount_points": []})
+
+
+def compare_rows(rows: int, scratch: Path, rounds: int) -> None:
+    """Time and memory of comparing two manifests, in a process of its own."""
+    left, right = scratch / "left.parquet", scratch / "right.parquet"
+    for path, changed in ((left, False), (right, True)):
+        maker = os.fork()  # its memory goes when it ends
+        if maker == 0:
+            synthetic_manifest(path, rows, changed)
+            os._exit(0)
+        if os.waitpid(maker, 0)[1] != 0:
+            raise SystemExit("the synthetic manifest could not be made")
+    program = (
+        "import sys; from pathlib import Path; from recovery_pipelines.manifest import compare; "
+        "print(compare(Path(sys.argv[1]), Path(sys.argv[2])).counts)"
+    )
+    argv = [sys.executable, "-c", program, str(left), str(right)]
+    times = []
+    for _ in range(rounds):
+        started = time.perf_counter()
+        counts = subprocess.run(argv, check=True, capture_output=True, text=True).stdout.strip()
+        times.append(time.perf_counter() - started)
+    console.print(
+        f"compare {rows:,} rows: median {statistics.median(times):.2f} s "
+        f"({' '.join(f'{seconds:.2f}' for seconds in times)}), "
+        f"peak {peak_memory(argv):.0f} MiB, {counts}"
+    )
+
+
+@click.command()
+@click.option("--tree", type=click.Choice(["tiny", "small", "large", "1m"]), multiple=True)
+@click.option("--files", default=40_000, help="Files of the trees tiny and small.")
+@click.option("--large-mib", default=512, help="Size of each of the four large files.")
+@click.option("--rounds", default=3)
+@click.option("--cold", is_flag=True, help="Measure small files from a cold disk.")
+@click.option("--compare-rows", "rows", type=int, help="Compare two manifests of so many rows.")
+@click.option(
+    "--base",
+    type=click.Path(path_type=Path),
+    help="Where trees are made; kept there and used again (default: temporary).",
+)
+def main(
+    tree: tuple[str, ...],
+    files: int,
+    large_mib: int,
+    rounds: int,
+    cold: bool,
+    rows: int | None,
+    base: Path | None,
+) -> None:
+    """Without options: the trees tiny, small and large, warm, and verify on small."""
+    chosen = tree or (() if cold or rows else ("tiny", "small", "large"))
+    shapes = {
+        "tiny": trees.tiny(files),
+        "small": trees.small(files),
+        "large": trees.large(4, large_mib),
+        "1m": trees.tiny(1_000_000),
+    }
+    with tempfile.TemporaryDirectory(prefix="bench-manifest-") as temporary:
+        scratch = Path(temporary)
+        for name in chosen:
+            place = trees.build(shapes[name], base or scratch)
+            create_race(place, scratch, lambda place=place: warm(place), rounds)
+            if name == "small":
+                verify_race(place, scratch, rounds)
+            if name == "large":
+                against_memory(place, scratch, rounds)
+            if name == "1m":
+                argv = [*RECOVERY, "create", str(place), "-o", str(scratch / "m.parquet")]
+                console.print(f"{place.name}: peak {peak_memory(argv):.0f} MiB, workers included")
+        if cold:
+            cold_race(shapes["small"], scratch, rounds)
+        if rows:
+            compare_rows(rows, scratch, rounds)
+
+
+if __name__ == "__main__":
+    main()
