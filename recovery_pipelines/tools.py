@@ -3,12 +3,17 @@
 import os
 import shutil
 import subprocess
+import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from recovery_pipelines.errors import DrillTimeout, EngineError
 
+_LOOK_EVERY_SECONDS = 0.5
+_LOOK_AT_BYTES = 1 << 20
 _INSTALL_HINT = "install it (Debian/Ubuntu: apt-get install {package})"
 
 
@@ -43,11 +48,13 @@ def run_tool(
     stdin: bytes | None = None,
     pass_fds: Sequence[int] = (),
     timeout_seconds: float | None = None,
+    give_up_on: bytes | None = None,
 ) -> Finished:
     """Run a program to its end and capture its output; exit codes are the caller's to judge.
 
     The kernel kills the program if we die (PDEATHSIG): the call is synchronous, so the thread
-    that started it cannot end before it. `env` adds to a minimal environment. Raises
+    that started it cannot end before it. `env` adds to a minimal environment. A program whose
+    stderr comes to contain `give_up_on` is killed and returns what it had said. Raises
     DrillTimeout after `timeout_seconds`, with the program killed.
     """
     environment = {
@@ -56,22 +63,51 @@ def run_tool(
         if name in ("PATH", "HOME", "TMPDIR", "LD_LIBRARY_PATH")
     }
     environment |= {"LC_ALL": "C.UTF-8", "TZ": "UTC"} | dict(env or {})
-    try:
-        done = subprocess.run(
+    deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
+    with (
+        tempfile.TemporaryFile() as stderr,
+        subprocess.Popen(
             [find_tool("setpriv", "util-linux"), "--pdeathsig", "KILL", "--", *argv],
             cwd=cwd,
             env=environment,
-            input=stdin,
-            stdin=subprocess.DEVNULL if stdin is None else None,
-            capture_output=True,
+            stdin=subprocess.DEVNULL if stdin is None else subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=stderr,
             pass_fds=pass_fds,
-            timeout=timeout_seconds,
-            check=False,
-        )
-    except subprocess.TimeoutExpired as expired:
-        program = os.fsdecode(argv[0])
-        raise DrillTimeout(
-            f"{program} was stopped after {expired.timeout:.0f} s: raise "
-            "test_execution.execution_controls.timeout in the plan, or make the target smaller"
-        ) from None
-    return Finished(done.returncode, done.stdout, done.stderr)
+        ) as process,
+    ):
+        try:
+            stdout = _communicate(process, stdin, stderr, deadline, give_up_on)
+        except BaseException as error:
+            process.kill()
+            if not isinstance(error, subprocess.TimeoutExpired):
+                raise
+            raise DrillTimeout(
+                f"{os.fsdecode(argv[0])} was stopped after {max(timeout_seconds or 0, 0):.0f} s: "
+                "raise test_execution.execution_controls.timeout in the plan, or make the target "
+                "smaller"
+            ) from None
+        stderr.seek(0)
+        return Finished(process.returncode, stdout, stderr.read())
+
+
+def _communicate(
+    process: subprocess.Popen[bytes],
+    stdin: bytes | None,
+    stderr: IO[bytes],
+    deadline: float | None,
+    give_up_on: bytes | None,
+) -> bytes:
+    """The whole stdout; TimeoutExpired after `deadline`."""
+    while True:
+        waits = [] if deadline is None else [deadline - time.monotonic()]
+        if give_up_on:
+            waits.append(_LOOK_EVERY_SECONDS)
+        try:
+            return process.communicate(stdin, timeout=min(waits, default=None))[0]
+        except subprocess.TimeoutExpired:
+            if deadline is not None and time.monotonic() >= deadline:
+                raise
+        stdin = None
+        if give_up_on and give_up_on in os.pread(stderr.fileno(), _LOOK_AT_BYTES, 0):
+            process.kill()

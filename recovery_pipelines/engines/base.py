@@ -89,9 +89,12 @@ class Engine(Protocol):
 class ToolEngine:
     """What engines over a command-line tool share: its environment, time limit and exit codes."""
 
+    name: ClassVar[str]
     program: ClassVar[str]
     exit_codes: ClassVar[Mapping[int, str]]
     """What the tool's non-zero exit codes mean."""
+    give_up_on: ClassVar[bytes | None] = None
+    """The tool is stopped as soon as it says this on stderr."""
 
     def __init__(
         self,
@@ -123,6 +126,7 @@ class ToolEngine:
             env=self._environment,
             stdin=stdin,
             timeout_seconds=limit() if callable(limit) else limit,
+            give_up_on=self.give_up_on,
         )
         if finished.returncode != 0:
             code = finished.returncode

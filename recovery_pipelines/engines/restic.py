@@ -1,6 +1,7 @@
 """restic: the engine for encrypted, deduplicated backups by the real restic program.
 
 The password is a random one in a file in `work` (never in argv, never beside the repository).
+What only reads takes no lock: it writes nothing into the repository, even when it is killed.
 A snapshot's digest covers its id and its tree id, the SHA-256 hashes of the snapshot and of
 everything below its root: equal ids and a clean `check --read-data` prove equal content.
 """
@@ -38,7 +39,10 @@ class ResticEngine(ToolEngine):
         11: "the repository is locked",
         12: "wrong password",
         130: "interrupted",
+        -9: "killed; we do so when it starts to retry, for 15 minutes, a local file that it cannot "
+        "read or write",
     }
+    give_up_on: ClassVar[bytes | None] = b"returned error, retrying after"
 
     def version(self) -> str:
         """As `restic version` prints it."""
@@ -82,7 +86,7 @@ class ResticEngine(ToolEngine):
 
     def check(self) -> None:
         """`restic check`: structure only, it does not read the data."""
-        self._restic("check", "check")
+        self._restic("check", "check", "--no-lock")
 
     def full_check(self, snapshots: Sequence[Snapshot]) -> None:
         """The recorded ids and digests are there, and `restic check --read-data`."""
@@ -91,7 +95,7 @@ class ResticEngine(ToolEngine):
         for snapshot in snapshots:
             if found[snapshot.snapshot_id] != snapshot.digest:
                 raise EngineError(f"snapshot {snapshot.snapshot_id} has another tree than recorded")
-        self._restic("full check", "check", "--read-data")
+        self._restic("full check", "check", "--read-data", "--no-lock")
 
     def restore(
         self, snapshot: Snapshot, staging: Path, paths: Collection[bytes] | None = None
@@ -99,11 +103,13 @@ class ResticEngine(ToolEngine):
         """Restore below `staging`, then move everything one level up."""
         require_empty(staging)
         below = staging / f".restoring-{secrets.token_hex(8)}"
-        arguments: list[str | bytes | Path] = ["restore", snapshot.snapshot_id, "--target", below]
+        arguments: list[str | bytes | Path] = ["--no-lock", "--target", below]
         if paths is not None and len(paths) <= _MAX_SELECTED and b"" not in paths:
             for path in paths:
                 arguments += ["--include", _pattern(path)]
-        self._restic(f"restore of {snapshot.snapshot_id}", *arguments)
+        self._restic(
+            f"restore of {snapshot.snapshot_id}", "restore", snapshot.snapshot_id, *arguments
+        )
         restored = list(below.iterdir()) if below.exists() else []
         if len(restored) == 1:
             _move_up(restored[0], staging)
@@ -128,7 +134,7 @@ class ResticEngine(ToolEngine):
         )
 
     def _snapshots(self) -> list[dict[str, Any]]:
-        output = self._restic("listing the snapshots", "snapshots", "--json").stdout
+        output = self._restic("listing the snapshots", "snapshots", "--json", "--no-lock").stdout
         listed: list[dict[str, Any]] = json.loads(output)
         return listed
 

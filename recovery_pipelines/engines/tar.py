@@ -81,9 +81,9 @@ class TarEngine(ToolEngine):
                 "--sparse",
                 "--format=posix",
                 f"--listed-incremental={state / 'snar'}",
+                "--verbose",
+                "--verbose",
                 "--warning=no-new-directory",
-                "--verbose",
-                "--verbose",
                 "--quoting-style=c",
                 f"--index-file={state / 'listing'}",
                 "--force-local",
@@ -144,11 +144,13 @@ class TarEngine(ToolEngine):
             selection = self._select(chain, paths)
         for snapshot_id in chain:
             if selection is None:
+                _unlock_directories(staging)
                 self._extract(snapshot_id, staging, "--listed-incremental=/dev/null")
             elif names := selection[snapshot_id]:
                 self._extract(
                     snapshot_id,
                     staging,
+                    "--delay-directory-restore",
                     "--no-recursion",
                     "--no-unquote",
                     "--null",
@@ -271,6 +273,16 @@ def _parents(name: bytes) -> Iterator[bytes]:
     while name != b".":
         name = name.rpartition(b"/")[0]
         yield name
+
+
+def _unlock_directories(tree: Path) -> None:
+    """Let an ordinary user write everywhere in a restored tree; the next archive sets all modes."""
+    if os.geteuid() != 0:
+        tree.chmod(0o700)
+        for path, names, _ in os.walk(tree):
+            for directory in (Path(path, name) for name in names):
+                if not directory.is_symlink():
+                    directory.chmod(0o700)
 
 
 def _digest(archive: Path) -> str:
