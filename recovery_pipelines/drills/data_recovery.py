@@ -27,7 +27,7 @@ from recovery_pipelines.checks import (
 from recovery_pipelines.dataset import build_dataset, change_dataset, copy_tree
 from recovery_pipelines.drills.metrics import metrics_row
 from recovery_pipelines.drills.preparation import prepare
-from recovery_pipelines.drills.publish import publish
+from recovery_pipelines.drills.publish import paths_to_restore, publish
 from recovery_pipelines.drills.record import DrillRecord, folder_of, read_record
 from recovery_pipelines.drills.run import DrillRun, open_drill
 from recovery_pipelines.engines.base import Snapshot, engine_class
@@ -292,7 +292,7 @@ def _recover_newest(run: DrillRun, snapshot: Snapshot, selective: bool) -> dict[
         _capture(run, run.live, "damaged")
         damage = _compare(run, expected, run.manifest_path("damaged"))
         run.keep("damage", damage.differences.to_pandas())
-    paths = _paths_to_restore(expected, damage) if selective else None
+    paths = paths_to_restore(expected, damage) if selective else None
     staging = run.sandbox.tree("staging")
     verified, summary = _restore_and_verify(run, snapshot, staging, expected, paths)
     if verified.identical or paths == []:
@@ -352,17 +352,6 @@ def _restore_and_verify(
 
 def _compare(run: DrillRun, expected: Path, found: Path) -> manifest.Comparison:
     return manifest.compare(expected, found, ignore=run.spec.target.not_kept)
-
-
-def _paths_to_restore(expected: Path, damage: manifest.Comparison) -> list[bytes]:
-    """What is damaged and must come back; hard-link groups whole, unexpected entries not."""
-    differences = damage.differences.to_pandas()
-    damaged = set(differences.loc[differences["kind"] != "unexpected", "path"]) - {b""}
-    rows = manifest.read(expected, ["path", "hard_link_group"]).to_pandas()
-    groups = rows.dropna(subset=["hard_link_group"])
-    touched = groups.loc[groups["path"].isin(damaged), "hard_link_group"]
-    damaged |= set(groups.loc[groups["hard_link_group"].isin(touched), "path"])
-    return sorted(damaged)
 
 
 def _entries_in(comparison: manifest.Comparison) -> int:

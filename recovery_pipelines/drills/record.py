@@ -42,6 +42,11 @@ def folder_of(home: Path, drill: str, month: str, run_id: str) -> Path:
     return home / "drills" / drill / month / run_id
 
 
+def forget_record(folder: Path) -> None:
+    """A drill that starts again has no verdict until it ends."""
+    (folder / FILE_NAME).unlink(missing_ok=True)
+
+
 def write_record(folder: Path, content: dict[str, object]) -> None:
     """Write the record whole or not at all."""
     text = json.dumps(content, indent=2, default=str) + "\n"

@@ -21,7 +21,7 @@ from types import FrameType
 import pandas as pd
 
 from recovery_pipelines.drills.metrics import metrics_row
-from recovery_pipelines.drills.record import folder_of, write_record
+from recovery_pipelines.drills.record import folder_of, forget_record, write_record
 from recovery_pipelines.drills.resources import ResourceMeter
 from recovery_pipelines.engines.base import Engine, engine_class
 from recovery_pipelines.errors import DrillTimeout
@@ -280,6 +280,7 @@ def open_drill(spec: DrillSpec, month: str, run_id: str) -> Iterator[DrillRun]:
     with exclusive(home, turn, timeout_seconds, on_wait=wait):
         folder = folder_of(home, spec.name, month, run_id)
         folder.mkdir(parents=True, exist_ok=True)
+        forget_record(folder)
         with ResourceMeter() as meter, Sandbox.create(home, spec.name) as sandbox:
             run = DrillRun(
                 spec=spec,
