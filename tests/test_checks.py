@@ -39,6 +39,7 @@ from recovery_pipelines.checks import (
     owner_access,
     read_facts,
     readers,
+    registry,
     run_checks,
     self_test,
     self_test_verdict,
@@ -356,6 +357,18 @@ def test_a_comparison_of_other_manifests_is_an_error(sound: Sound, place: Place)
 def test_an_unknown_criterion_is_refused_by_name(sound_state: RecoveredState) -> None:
     with pytest.raises(PlanError, match=r"'checksum'; known criteria: all_files_recovered, "):
         run_checks(["checksum"], sound_state)
+
+
+def test_a_check_of_another_package_runs_under_the_same_rules(
+    sound_state: RecoveredState, place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    point = SimpleNamespace(name="theirs", load=lambda: always("checksums_match", Verdict.PASS))
+    monkeypatch.setattr(registry, "entry_points", lambda group: [point])
+    empty = place.state(place.tree(), place.tree())
+    found = [run_checks(["theirs"], state)[0].verdict for state in (sound_state, empty)]
+    assert found == [Verdict.PASS, Verdict.UNVERIFIED]
+    result = self_test_verdict(self_test(["theirs"], sound_state, place.tree(), seed=1))
+    assert result.verdict is Verdict.INVALID
 
 
 # --- owners ---------------------------------------------------------------------------------------
