@@ -1,0 +1,111 @@
+"""A real repository to work on: a full backup and increments, with the truth about each generation.
+
+It lies in the sandbox of a drill, so that recoveries go through the drill's own code.
+"""
+
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+
+from campaigns.truth import Truth, look
+from recovery_pipelines import manifest
+from recovery_pipelines.checks import CRITERIA, RecoveredState, capture_facts, examine, read_facts
+from recovery_pipelines.dataset import build_dataset, change_dataset
+from recovery_pipelines.drills.run import DrillRun, open_drill
+from recovery_pipelines.engines.base import Snapshot
+from recovery_pipelines.plan import DrillSpec, Plan, parse_plan
+from recovery_pipelines.sandbox import Tree
+from recovery_pipelines.verdict import CheckResult
+
+ENGINES = ("tar", "restic")
+MONTH = "2026-11-01"
+SHIPPED_PLAN = Path(__file__).parent.parent / "recovery.yaml"
+_SIZE_BYTES = 1_000_000
+
+
+@dataclass
+class History:
+    """What was backed up, and what is known about it."""
+
+    run: DrillRun
+    snapshots: pd.DataFrame
+    """As the stage `incremental_backups` returns it."""
+    ledger: list[Snapshot]
+    truths: list[Truth]
+
+    @property
+    def newest(self) -> int:
+        return len(self.ledger) - 1
+
+    @property
+    def pristine(self) -> Tree:
+        """A copy of the newest generation."""
+        return self.run.sandbox.tree("pristine")
+
+    def examine(self, tree: Tree, generation: int) -> RecoveredState:
+        """`tree` as the drill's criteria look at it, when it should be that generation."""
+        return examine(
+            tree,
+            self.run.manifest_path(f"generation-{generation}"),
+            self.run.manifest_path("examined"),
+            read_facts(self.run.manifest_path(f"facts-{generation}")),
+        )
+
+
+@contextmanager
+def open_history(
+    home: Path, engine_name: str, seed: int, left_out: Collection[bytes] = ()
+) -> Iterator[History]:
+    """Synthetic data of this seed without the entries `left_out`, backed up four times."""
+    spec = make_plan(home, engine_name, seed).drills()[0]
+    with open_drill(spec, MONTH, f"{engine_name}-{seed}") as run:
+        build_dataset(run.live, size_bytes=_SIZE_BYTES, seed=seed)
+        for path in left_out:
+            run.live.unlink(path)
+        engine = run.engine()
+        engine.init()
+        ledger: list[Snapshot] = []
+        truths: list[Truth] = []
+        for generation in range(run.newest_generation + 1):
+            if generation:
+                change_dataset(run.live, seed=1000 * seed + generation)
+            truths.append(look(run.live.path))
+            entries = run.manifest_path(f"generation-{generation}")
+            manifest.capture(run.live.path, entries)
+            capture_facts(run.live, entries, run.manifest_path(f"facts-{generation}"))
+            ledger.append(engine.backup(run.live.path, ledger[-1] if ledger else None))
+        rows = [{"generation": number, **asdict(each)} for number, each in enumerate(ledger)]
+        yield History(run, pd.DataFrame(rows), ledger, truths)
+
+
+def make_plan(home: Path, engine_name: str, seed: int, **criteria: list[str]) -> Plan:
+    """The shipped plan on 1 MB of data in `home`; `criteria` instead of all if given."""
+    content: dict[str, Any] = yaml.safe_load(SHIPPED_PLAN.read_text(encoding="utf-8"))
+    content["data_home"] = str(home)
+    content["targets"] = {
+        "test_dataset": {
+            "dataset": {"size": f"{_SIZE_BYTES // 1_000_000}MB", "seed": seed},
+            "engines": [engine_name],
+        }
+    }
+    if criteria:
+        scenarios = content["test_framework"]["test_scenarios"]["data_recovery"]["scenarios"]
+        for scenario in scenarios:
+            scenario["validation_criteria"] = criteria
+    return parse_plan(yaml.safe_dump(content), name=SHIPPED_PLAN.name, folder=home)
+
+
+def drill_of(plan: Plan, scenario: str) -> DrillSpec:
+    """The plan's drill of this scenario."""
+    return next(spec for spec in plan.drills() if spec.scenario.name == scenario)
+
+
+def verdict_columns(results: list[CheckResult]) -> dict[str, str]:
+    """Criterion to verdict, one column each."""
+    assert [result.name for result in results] == list(CRITERIA)
+    return {result.name: str(result.verdict) for result in results}
