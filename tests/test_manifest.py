@@ -627,6 +627,28 @@ def test_an_older_manifest_survives_a_failed_capture(original: Path, tmp_path: P
     assert list(tmp_path.iterdir()) == [manifest]
 
 
+@pytest.mark.parametrize("spill_rows", [250_000, 100])
+def test_a_full_disk_is_an_error_and_leaves_nothing(tmp_path: Path, spill_rows: int) -> None:
+    many_files(tmp_path / "tree", 500, 2)
+    (tmp_path / "out").mkdir()
+    program = """
+        import resource, sys
+        from pathlib import Path
+        from recovery_pipelines.errors import RecoveryError
+        from recovery_pipelines.manifest import capture, store
+        store._SPILL_ROWS = int(sys.argv[3])
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+        try:
+            capture(Path(sys.argv[1]), Path(sys.argv[2]))
+        except RecoveryError as error:
+            print(error)
+    """
+    output = tmp_path / "out" / "m.parquet"
+    said = run_unprivileged(program, tmp_path / "tree", output, str(spill_rows))
+    assert "cannot be written: File too large" in said
+    assert list((tmp_path / "out").iterdir()) == []
+
+
 def test_a_damaged_manifest_is_refused_or_reads_the_same(original: Path, tmp_path: Path) -> None:
     manifest, damaged = tmp_path / "m.parquet", tmp_path / "damaged.parquet"
     capture(original, manifest)

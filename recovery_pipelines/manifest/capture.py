@@ -65,7 +65,7 @@ Task = tuple[str, bytes, bytes]
 class _Crew:
     """The worker processes, the work still to do, and the replies not yet written."""
 
-    def __init__(self, root_fd: int, workers: int, most_workers: int) -> None:
+    def __init__(self, root_fd: int, most_workers: int) -> None:
         self.changed = threading.Condition()
         self.replies: list[tuple[bytes, bytes, bytes, bytes]] = []
         self.entries = self.files = self.bytes = 0
@@ -82,10 +82,9 @@ class _Crew:
         self._closed = False
         self._processes: list[subprocess.Popen[bytes]] = []
         self._threads: list[threading.Thread] = []
-        for _ in range(workers):
-            self._hire()
 
-    def _hire(self) -> None:
+    def hire(self) -> None:
+        """Start one more worker."""
         paths = [str(Path(worker_module.__file__).parent), str(Path(xxhash.__file__).parent.parent)]
         program = (
             "import sys; sys.path.extend(sys.argv[2:]); "
@@ -165,12 +164,13 @@ class _Crew:
                     with self.changed:
                         self.bytes += reply
                 self._accept(reply, sum(shares))
-        except (OSError, EOFError):
+        except Exception as problem:
             with self.changed:
                 if not self._closed:
                     self._failure = (
-                        f"a worker of the capture died (exit code {process.wait()}): "
-                        "nothing is known about the rest of the tree; run it again"
+                        f"a worker of the capture died ({type(problem).__name__}, exit code "
+                        f"{process.poll()}): nothing is known about the rest of the tree; "
+                        "run it again"
                     )
                 self.changed.notify_all()
 
@@ -195,7 +195,8 @@ class _Crew:
                     self._chunks.append((task, part))
             self._busy -= 1
             if cold and len(self._processes) < self._most_workers and not self._closed:
-                self._hire()
+                with suppress(OSError):  # it goes on, only slower
+                    self.hire()
             self.changed.notify_all()
 
 
@@ -224,8 +225,10 @@ def capture(
     captured_at = datetime.now(UTC)
     cores = len(os.sched_getaffinity(0))
     try:
-        crew = _Crew(root_fd, workers or cores, workers or 2 * cores)
+        crew = _Crew(root_fd, workers or 2 * cores)
         try:
+            for _ in range(workers or cores):
+                crew.hire()
             from recovery_pipelines.manifest.store import Writer
 
             writer = Writer(output, tree, captured_at)
@@ -256,6 +259,10 @@ def capture(
                 writer.close()
         finally:
             crew.close()
+    except OSError as problem:
+        raise RecoveryError(
+            f"the manifest {output} cannot be written: {problem.strerror or problem}"
+        ) from problem
     finally:
         os.close(root_fd)
 

@@ -293,23 +293,16 @@ class Writer:
 
     def finish(self) -> Summary:
         """Write the file, make it durable, and put it in place."""
-        try:
-            if self._spills and self._replies:
+        if self._spills:
+            if self._replies:
                 self._spill()
-            if self._spills:
-                bits = max(_SPILL_BITS, _group_bits(self._rows))
-                tables = self._spilled(bits)
-            else:
-                table = self._sorted_rows()
-                tables = _split(table, bits := _group_bits(self._rows), 0)
-            links = _Links(self._linked)
-            return _write(
-                self._output, (links.fill(_no_duplicates(t)) for t in tables), self._about
-            )
-        except OSError as problem:
-            raise RecoveryError(
-                f"the manifest {self._output} cannot be written: {problem.strerror or problem}"
-            ) from problem
+            tables = self._spilled(max(_SPILL_BITS, _group_bits(self._rows)))
+        else:
+            table = self._sorted_rows()
+            tables = _split(table, _group_bits(self._rows), 0)
+        links = _Links(self._linked)
+        finished = (links.fill(_no_duplicates(table)) for table in tables)
+        return _write(self._output, finished, self._about)
 
     def _spilled(self, bits: int) -> Iterator[pa.Table]:
         for bucket, file in enumerate(self._spills):
