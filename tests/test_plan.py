@@ -16,7 +16,7 @@ from recovery_pipelines.drills.data_recovery import carry_out
 from recovery_pipelines.drills.failure import tell_failure
 from recovery_pipelines.drills.record import DrillRecord
 from recovery_pipelines.errors import PlanError
-from recovery_pipelines.orchestration.jobs import run_tags
+from recovery_pipelines.orchestration.controls import run_tags
 from recovery_pipelines.plan import Plan, load_plan, parse_plan
 from recovery_pipelines.verdict import Verdict
 from tests.plans import MONTH, SHIPPED, content, make_plan, make_spec

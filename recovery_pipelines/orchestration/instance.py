@@ -5,7 +5,7 @@ from pathlib import Path
 
 import dagster as dg
 
-from recovery_pipelines.orchestration.stages import POOL
+from recovery_pipelines.orchestration.controls import POOL
 
 _SETTINGS_FILE = "dagster.yaml"
 

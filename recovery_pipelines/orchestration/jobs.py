@@ -8,25 +8,9 @@ from dagster._core.definitions.unresolved_asset_job_definition import (
 )
 
 from recovery_pipelines.drills.run import STAGES
+from recovery_pipelines.orchestration.controls import run_tags
 from recovery_pipelines.orchestration.partitions import MONTHS
-from recovery_pipelines.orchestration.stages import RETRY_TAG
 from recovery_pipelines.plan import DrillSpec
-
-DRILL_TAG = "recovery/drill"
-
-
-def run_tags(specs: Sequence[DrillSpec]) -> dict[str, str]:
-    """The plan's execution controls as Dagster's own: timeout, retries, one drill at a time."""
-    controls = specs[0].controls
-    tags = {
-        "dagster/max_runtime": str(controls.timeout * len(specs)),
-        "dagster/max_retries": str(controls.retry_attempts),
-        "dagster/retry_strategy": "ALL_STEPS",
-        RETRY_TAG: "true",
-    }
-    if not controls.parallel_tests:
-        tags[DRILL_TAG] = "one at a time"
-    return tags
 
 
 def asset_keys(spec: DrillSpec) -> list[dg.AssetKey]:

@@ -10,13 +10,13 @@ import pandas as pd
 
 from recovery_pipelines.drills.run import STAGES, DrillRun, step_of
 from recovery_pipelines.errors import RecoveryError
+from recovery_pipelines.orchestration.controls import POOL, apply_controls, forbid_retry
 from recovery_pipelines.orchestration.io_manager import HOME_METADATA_KEY, ParquetIOManager
 from recovery_pipelines.orchestration.partitions import MONTHS
 from recovery_pipelines.orchestration.resources import DrillsResource
 from recovery_pipelines.plan import DrillSpec
 from recovery_pipelines.verdict import CheckResult, Verdict
 
-POOL = "recovery_drill"
 DRILLS_KEY = "recovery_drills"
 PARQUET_KEY = "recovery_parquet"
 
@@ -26,7 +26,6 @@ RESOURCES: Mapping[str, object] = {
 }
 """What the stages need. The same objects for all definitions, so that these can be merged."""
 
-RETRY_TAG = "dagster/retry_on_asset_or_op_failure"
 _PREVIEW_ROWS = 20
 _WARNINGS = (Verdict.UNVERIFIED, Verdict.STALE)
 
@@ -61,6 +60,8 @@ def open_stage(
     context: dg.AssetExecutionContext, spec: DrillSpec, stage: str
 ) -> Iterator[DrillRun]:
     """The drill that this stage belongs to. Errors meant for people reach the UI as such."""
+    if stage == STAGES[0]:
+        apply_controls(context, spec)
     try:
         yield context.resources.recovery_drills.stage(spec, context.partition_key, stage)
     except RecoveryError as error:
@@ -78,11 +79,10 @@ def check_results(
     """The named checks of `run` as Dagster shows them.
 
     FAIL and INVALID fail with severity ERROR and block what is downstream; UNVERIFIED and STALE
-    warn. A check without a result is UNVERIFIED. A finding is not retried: a retry that passes
-    would hide it.
+    warn. A check without a result is UNVERIFIED.
     """
     if run.verdict.is_finding:
-        context.instance.add_run_tags(context.run_id, {RETRY_TAG: "false"})
+        forbid_retry(context)
     by_name = {check.name: check for check in run.checks}
     return [_check_result(context, stage, run, by_name.get(name), name) for name in names]
 
