@@ -6,7 +6,8 @@ EngineError), and names snapshots by the tool's own recorded id, never by "lates
 """
 
 import os
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from importlib.metadata import entry_points
@@ -135,6 +136,15 @@ class ToolEngine:
                 f"{doing}: {program} exit code {code} ({meaning}): {finished.complaint}"
             )
         return finished
+
+
+@contextmanager
+def explained(doing: str) -> Iterator[None]:
+    """A file that we ourselves cannot read or write (no space, no rights) is an EngineError."""
+    try:
+        yield
+    except OSError as error:
+        raise EngineError(f"{doing}: {error}") from error
 
 
 def require_recorded(snapshots: Sequence[Snapshot], listed: Collection[str]) -> None:

@@ -19,11 +19,18 @@ from typing import Any, ClassVar
 
 import xxhash
 
-from recovery_pipelines.engines.base import Snapshot, ToolEngine, require_empty, require_recorded
+from recovery_pipelines.engines.base import (
+    Snapshot,
+    ToolEngine,
+    explained,
+    require_empty,
+    require_recorded,
+)
 from recovery_pipelines.errors import EngineError
 from recovery_pipelines.tools import Finished
 
 _MAX_SELECTED = 500
+_MAX_SELECTED_BYTES = 100_000
 """restic compares each entry with each pattern, and each pattern is an argument."""
 
 
@@ -104,7 +111,7 @@ class ResticEngine(ToolEngine):
         require_empty(staging)
         below = staging / f".restoring-{secrets.token_hex(8)}"
         arguments: list[str | bytes | Path] = ["--no-lock", "--target", below]
-        if paths is not None and len(paths) <= _MAX_SELECTED and b"" not in paths:
+        if paths is not None and _is_selectable(paths):
             for path in paths:
                 arguments += ["--include", _pattern(path)]
         self._restic(
@@ -112,7 +119,8 @@ class ResticEngine(ToolEngine):
         )
         restored = list(below.iterdir()) if below.exists() else []
         if len(restored) == 1:
-            _move_up(restored[0], staging)
+            with explained(f"restore of {snapshot.snapshot_id}"):
+                _move_up(restored[0], staging)
         elif restored or paths is None:
             raise EngineError(
                 f"snapshot {snapshot.snapshot_id} holds {len(restored)} directories, not one"
@@ -145,6 +153,12 @@ class ResticEngine(ToolEngine):
 def _digest(listed: Mapping[str, Any]) -> str:
     digest: str = xxhash.xxh3_128_hexdigest(f"{listed['id']} {listed['tree']}".encode())
     return digest
+
+
+def _is_selectable(paths: Collection[bytes]) -> bool:
+    """Whether patterns can express it: the root as a pattern is everything anyway."""
+    size_bytes = sum(len(path) for path in paths)
+    return b"" not in paths and len(paths) <= _MAX_SELECTED and size_bytes <= _MAX_SELECTED_BYTES
 
 
 def _pattern(path: bytes) -> bytes:

@@ -17,7 +17,13 @@ from typing import ClassVar
 import xxhash
 
 from recovery_pipelines.engines import snar
-from recovery_pipelines.engines.base import Snapshot, ToolEngine, require_empty, require_recorded
+from recovery_pipelines.engines.base import (
+    Snapshot,
+    ToolEngine,
+    explained,
+    require_empty,
+    require_recorded,
+)
 from recovery_pipelines.errors import EngineError
 
 _SUFFIX = ".tar.zst"
@@ -66,43 +72,29 @@ class TarEngine(ToolEngine):
         """One archive. Refuses a parent whose chain is broken or whose date is in the future."""
         snapshot_id = self._next_id(parent)
         state = self.work / snapshot_id
-        state.mkdir(mode=0o700)
         partial = self.repository / f"{snapshot_id}.partial"
-        partial.touch(mode=0o600)
         try:
-            if parent is not None:
-                shutil.copyfile(self.work / parent.snapshot_id / "snar", state / "snar")
-                snar.forget_moved(state / "snar", source)
-            self._run(
-                f"backup of {source}",
-                "--create",
-                _COMPRESS,
-                *_METADATA,
-                "--sparse",
-                "--format=posix",
-                f"--listed-incremental={state / 'snar'}",
-                "--verbose",
-                "--verbose",
-                "--warning=no-new-directory",
-                "--quoting-style=c",
-                f"--index-file={state / 'listing'}",
-                "--force-local",
-                f"--file={partial}",
-                f"--directory={source}",
-                ".",
-            )
-            snapshot = Snapshot(
-                snapshot_id=snapshot_id,
-                kind="full" if parent is None else "incremental",
-                parent_id=parent.snapshot_id if parent else None,
-                created_at=snar.started_at(state / "snar"),
-                digest=_digest(partial),
-                added_bytes=partial.stat().st_size,
-            )
-            _publish(partial, self._archive(snapshot_id))
+            with explained(f"backup of {source}"):
+                state.mkdir(mode=0o700)
+                partial.touch(mode=0o600)
+                if parent is not None:
+                    shutil.copyfile(self.work / parent.snapshot_id / "snar", state / "snar")
+                    snar.forget_moved(state / "snar", source)
+                self._create(partial, state, source)
+                snapshot = Snapshot(
+                    snapshot_id=snapshot_id,
+                    kind="full" if parent is None else "incremental",
+                    parent_id=parent.snapshot_id if parent else None,
+                    created_at=snar.started_at(state / "snar"),
+                    digest=_digest(partial),
+                    added_bytes=partial.stat().st_size,
+                )
+                _fsync(partial)
+                partial.rename(self._archive(snapshot_id))
+                _fsync(self.repository)
         except BaseException:
             partial.unlink(missing_ok=True)
-            shutil.rmtree(state)
+            shutil.rmtree(state, ignore_errors=True)
             raise
         return snapshot
 
@@ -157,6 +149,26 @@ class TarEngine(ToolEngine):
                     "--files-from=-",
                     stdin=b"".join(name + b"\0" for name in sorted(names)),
                 )
+
+    def _create(self, archive: Path, state: Path, source: Path) -> None:
+        self._run(
+            f"backup of {source}",
+            "--create",
+            _COMPRESS,
+            *_METADATA,
+            "--sparse",
+            "--format=posix",
+            f"--listed-incremental={state / 'snar'}",
+            "--verbose",
+            "--verbose",
+            "--warning=no-new-directory",
+            "--quoting-style=c",
+            f"--index-file={state / 'listing'}",
+            "--force-local",
+            f"--file={archive}",
+            f"--directory={source}",
+            ".",
+        )
 
     def _extract(
         self, snapshot_id: str, staging: Path, *options: str, stdin: bytes | None = None
@@ -287,17 +299,10 @@ def _unlock_directories(tree: Path) -> None:
 
 def _digest(archive: Path) -> str:
     digest = xxhash.xxh3_128()
-    with archive.open("rb") as content:
+    with explained("reading an archive"), archive.open("rb") as content:
         while block := content.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
-
-
-def _publish(partial: Path, archive: Path) -> None:
-    """Give a finished file its name, durably."""
-    _fsync(partial)
-    partial.rename(archive)
-    _fsync(archive.parent)
 
 
 def _fsync(path: Path) -> None:
