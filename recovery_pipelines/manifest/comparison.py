@@ -5,7 +5,8 @@ and so do entries that are absent beneath a directory that could not be listed c
 """
 
 import os
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -74,9 +75,10 @@ def compare(expected: Path, found: Path, *, ignore: Collection[str] = ()) -> Com
     left, right = Reader(expected), Reader(found)
     merge = _Merge(frozenset(ignore))
     parts = max(left.groups, right.groups)
-    sides = [_Side(left, parts), _Side(right, parts)]
-    for part in range(parts):
-        merge.part(sides[0].rows(part), sides[1].rows(part))
+    with ThreadPoolExecutor(2) as pool:
+        sides = [_Side(left, parts, pool), _Side(right, parts, pool)]
+        for part in range(parts):
+            merge.part(sides[0].rows(part), sides[1].rows(part))
     return merge.result(left.about["entries"])
 
 
@@ -96,28 +98,33 @@ class _Rows:
 
 
 class _Side:
-    """One manifest, read in `parts` parts of the range of path_id."""
+    """One manifest, read in `parts` parts of the range of path_id, one group ahead."""
 
-    def __init__(self, reader: Reader, parts: int) -> None:
-        self._reader = reader
+    def __init__(self, reader: Reader, parts: int, pool: ThreadPoolExecutor) -> None:
         self._ratio = parts // reader.groups
-        self._group = -1
+        self._shift = np.uint64(65 - parts.bit_length())
+        self._tables = _read_ahead(reader, pool)
         self._table: pa.Table | None = None
 
     def rows(self, part: int) -> _Rows:
-        group = part // self._ratio
-        if group != self._group:
-            self._table = self._reader.group(group)
-            self._group = group
+        """The rows of a part; to be called for each part in order."""
+        if part % self._ratio == 0:
+            self._table = next(self._tables)
         assert self._table is not None
         if self._ratio == 1:
             return _Rows(self._table)
-        ids = numbers(self._table["path_id"], "<u8")
-        bits = 64 - (self._ratio * self._reader.groups).bit_length() + 1
-        edges = [part << bits, ((part + 1) << bits) - 1]
-        start = np.searchsorted(ids, np.uint64(edges[0]), "left")
-        end = np.searchsorted(ids, np.uint64(edges[1]), "right")
-        return _Rows(self._table.slice(int(start), int(end - start)))
+        parts = numbers(self._table["path_id"], "<u8") >> self._shift
+        start, end = np.searchsorted(parts, np.array([part, part + 1], np.uint64)).tolist()
+        return _Rows(self._table.slice(start, end - start))
+
+
+def _read_ahead(reader: Reader, pool: ThreadPoolExecutor) -> Iterator[pa.Table]:
+    ahead = pool.submit(reader.group, 0)
+    for index in range(1, reader.groups):
+        table = ahead.result()
+        ahead = pool.submit(reader.group, index)
+        yield table
+    yield ahead.result()
 
 
 def _values(column: pa.ChunkedArray, places: npt.NDArray[np.intp]) -> list[Any]:
@@ -345,7 +352,7 @@ class _Pair:
                 arrays[n] = arrays[n].take(fixed_array(pa.int64(), places.astype("<i8")))
         (offsets, blob), (other_offsets, other_blob) = map(binary_parts, arrays)
         differ: Mask = np.diff(offsets) != np.diff(other_offsets)
-        if not differ.any() and blob == other_blob:
+        if not differ.any() and np.array_equal(blob, other_blob):
             return differ
         values, others = (array.to_pylist() for array in arrays)
         return np.array([x != y for x, y in zip(values, others, strict=True)], np.bool_)

@@ -215,7 +215,7 @@ class _Digest:
             elif pa.types.is_binary(field.type) or pa.types.is_string(field.type):
                 offsets, blob = binary_parts(array)
                 lengths.update(np.diff(offsets).tobytes())
-                values.update(blob)
+                values.update(blob.data)
             else:
                 fixed = numbers(array, f"V{field.type.bit_width // 8}")
                 values.update((fixed if array.null_count == 0 else fixed[valid]).tobytes())
@@ -225,13 +225,13 @@ class _Digest:
         return str(xxhash.xxh3_128_hexdigest(b"".join(parts)))
 
 
-def binary_parts(array: pa.Array) -> tuple[npt.NDArray[np.int32], memoryview]:
+def binary_parts(array: pa.Array) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.uint8]]:
     """The offsets (length n + 1, from 0) and the bytes of a binary or string array."""
     buffers = array.buffers()
     offsets = np.frombuffer(buffers[1], np.int32)[array.offset : array.offset + len(array) + 1]
     if buffers[2] is None or not len(array):
-        return np.zeros(len(array) + 1, np.int32), memoryview(b"")
-    blob = memoryview(buffers[2])[int(offsets[0]) : int(offsets[-1])]
+        return np.zeros(len(array) + 1, np.int32), np.zeros(0, np.uint8)
+    blob = np.frombuffer(buffers[2], np.uint8)[int(offsets[0]) : int(offsets[-1])]
     return offsets - offsets[0], blob
 
 
