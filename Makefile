@@ -51,10 +51,10 @@ campaign: .venv/installed-dev  ## Many injections, clean runs and kills
 
 lock: .venv/installed-dev  ## Lock the dependencies anew
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
-		--no-emit-find-links --no-emit-index-url pyproject.toml --extra ui --group build \
+		--no-strip-extras --no-emit-find-links --no-emit-index-url pyproject.toml --extra ui --group build \
 		--output-file requirements.lock
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
-		--no-emit-find-links --no-emit-index-url pyproject.toml --extra ui --group build --group dev \
+		--no-strip-extras --no-emit-find-links --no-emit-index-url pyproject.toml --extra ui --group build --group dev \
 		--constraint requirements.lock --output-file requirements-dev.lock
 
 clean:  ## Remove what drills and tools wrote, not the results' home
