@@ -672,10 +672,13 @@ CHILD = textwrap.dedent(
         ["setsid", "sh", "-c", "sleep 600 >/dev/null 2>&1 & echo $!"],
         env=carrying, capture_output=True, check=True,
     )
+    ready, tell = os.pipe()
     worker = os.fork()
     if worker == 0:
+        os.write(tell, b".")
         sys.stdin.read()  # a forked worker must not keep the lease alive
         os._exit(0)
+    os.read(ready, 1)
     pids = {"plain": plain.pid, "leased": leased.pid, "daemon": int(daemon.stdout)}
     made = {"path": str(sandbox.path), "pids": pids, "stranger": stranger.pid}
     print(json.dumps(made), flush=True)

@@ -54,6 +54,8 @@ def open_beneath(root_fd: int, relative: bytes, flags: int, mode: int = 0) -> in
     """
     check_name(relative)
     _require_openat2()
+    if not relative and flags & os.O_PATH:
+        return os.dup(root_fd)  # looking up "." would need the right to search the root
     at = root_fd
     rest = relative or b"."
     try:
