@@ -23,7 +23,7 @@ from recovery_pipelines.manifest.capture import Summary
 from recovery_pipelines.manifest.schema import METADATA_KEY, SCHEMA, SCHEMA_VERSION, TYPES
 from recovery_pipelines.manifest.worker import CONTENT_KNOWN, FIELDS, STAT_KNOWN, XATTR_KNOWN
 
-_SPILL_ROWS = 250_000
+_SPILL_ROWS = 128 << 10
 _SPILL_BYTES = 64 << 20
 _SPILL_BITS = 6
 _GROUP_ROWS = 64 << 10
