@@ -84,9 +84,15 @@ def open_history(
 
 
 def make_plan(home: Path, engine_name: str, seed: int, **criteria: list[str]) -> Plan:
+    """The plan of `plan_text`."""
+    text = plan_text(home, engine_name, seed, **criteria)
+    return parse_plan(text, name=SHIPPED_PLAN.name, folder=home)
+
+
+def plan_text(home: Path, engine_name: str, seed: int, **criteria: list[str]) -> str:
     """The shipped plan on 1 MB of data in `home`; `criteria` instead of all if given."""
     content: dict[str, Any] = yaml.safe_load(SHIPPED_PLAN.read_text(encoding="utf-8"))
-    content["data_home"] = str(home)
+    content["data_home"] = str(home.absolute())
     content["targets"] = {
         "test_dataset": {
             "dataset": {"size": f"{_SIZE_BYTES // 1_000_000}MB", "seed": seed},
@@ -97,7 +103,7 @@ def make_plan(home: Path, engine_name: str, seed: int, **criteria: list[str]) ->
         scenarios = content["test_framework"]["test_scenarios"]["data_recovery"]["scenarios"]
         for scenario in scenarios:
             scenario["validation_criteria"] = criteria
-    return parse_plan(yaml.safe_dump(content), name=SHIPPED_PLAN.name, folder=home)
+    return yaml.safe_dump(content)
 
 
 def drill_of(plan: Plan, scenario: str) -> DrillSpec:

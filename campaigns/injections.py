@@ -5,6 +5,7 @@ Whether data really differ is never asked of the code under test, but of `truth`
 
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator
+from functools import partial
 from typing import Any
 
 from campaigns.history import History, verdict_columns
@@ -17,6 +18,7 @@ from recovery_pipelines.errors import DrillTimeout, EngineError, RecoveryError
 from recovery_pipelines.faults.base import Fault, InjectedFault, Layer
 from recovery_pipelines.faults.catalogue import inject, repository_faults, source_faults
 from recovery_pipelines.sandbox import Tree
+from recovery_pipelines.verdict import Verdict
 
 Row = dict[str, Any]
 
@@ -56,25 +58,43 @@ def repository_injections(
 ) -> Iterator[Row]:
     """Each repository fault in a copy of the repository: which layer notices it?
 
-    `quick_check`, `full_check` and `restore` (of the newest generation) are `ok` or what was
-    said; then `differs` (truth about what was restored) and one verdict per criterion.
+    `quick_check`, `full_check` and `restore` are `ok` or what was said; then `differs` (truth
+    about what was restored) and one verdict per criterion. All generations are restored, the
+    newest first, until one does not come back right.
     """
-    run = history.run
+    damaged = history.run.sandbox.tree("damaged")
     for fault in _chosen(repository_faults(), kinds):
         began = time.monotonic()
-        damaged, staging = run.sandbox.tree("damaged"), run.sandbox.tree("restored")
-        _refill(damaged, run.repository)
-        staging.clear()
+        _refill(damaged, history.run.repository)
         injected = inject([fault], damaged, Layer.REPOSITORY, seed)
         row = _row(history, Layer.REPOSITORY, fault, seed, injected)
         if injected:
-            row |= _ask_tool(history, damaged, staging)
-            row["differs"] = look(staging.path) != history.truths[-1]
-            state = history.examine(staging, history.newest)
-            row["detected"] = not state.comparison.identical
-            row["kinds"] = sorted(state.comparison.counts)
-            row |= verdict_columns(run_checks(list(CRITERIA), state))
+            engine = _engine_on(history, damaged)
+            row["quick_check"] = _answer(engine.check)
+            row["full_check"] = _answer(partial(engine.full_check, history.ledger))
+            row |= _restored(history, engine)
         yield row | {"seconds": time.monotonic() - began}
+
+
+def _restored(history: History, engine: Engine) -> Row:
+    """What comes back of the first generation that does not, from the newest on, or of the last."""
+    staging = history.run.sandbox.tree("restored")
+    for generation in reversed(range(len(history.ledger))):
+        staging.clear()
+        restore = _answer(partial(engine.restore, history.ledger[generation], staging.path))
+        state = history.examine(staging, generation)
+        row: Row = {
+            "generation": generation,
+            "restore": restore,
+            "differs": look(staging.path) != history.truths[generation],
+            "detected": not state.comparison.identical,
+            "kinds": sorted(state.comparison.counts),
+            **verdict_columns(run_checks(list(CRITERIA), state)),
+        }
+        passed = all(row[name] == Verdict.PASS for name in CRITERIA)
+        if restore != "ok" or row["differs"] or not passed:
+            break
+    return row
 
 
 def _chosen(known: dict[str, Fault], kinds: Collection[str] | None) -> Iterable[Fault]:
@@ -122,20 +142,15 @@ def _recover(history: History) -> str:
     return "" if run.published else "not published: what was restored is not what it should be"
 
 
-def _ask_tool(history: History, repository: Tree, staging: Tree) -> Row:
+def _engine_on(history: History, repository: Tree) -> Engine:
     run = history.run
     make: Callable[..., Engine] = engine_class(run.spec.engine)
-    engine = make(
+    return make(
         repository.path,
         run.sandbox.tree("engine").path,
         timeout_seconds=_TOOL_TIMEOUT_SECONDS,
         environment=run.sandbox.environment,
     )
-    return {
-        "quick_check": _answer(engine.check),
-        "full_check": _answer(lambda: engine.full_check(history.ledger)),
-        "restore": _answer(lambda: engine.restore(history.ledger[-1], staging.path)),
-    }
 
 
 def _answer(action: Callable[[], None]) -> str:

@@ -1,0 +1,97 @@
+"""`python -m campaigns`: run all parts, or those named; exit 1 if anything was missed or left."""
+
+import logging
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import click
+import pandas as pd
+
+from campaigns.clean_runs import clean_runs, to_leave_out, tool_losses
+from campaigns.history import ENGINES, open_history
+from campaigns.injections import Row, repository_injections, source_injections
+from campaigns.kills import kills
+from campaigns.summary import PARTS, failures, summary
+from recovery_pipelines.plan import find_plan, load_plan
+
+INJECTION_SEEDS = range(1, 6)
+CLEAN_SEEDS = {"tar": range(101, 141), "restic": range(101, 112)}
+SELF_TEST_EVERY = 10
+RANDOM_KILLS = 60
+KILL_SEED = 1
+
+
+@click.command()
+@click.argument("parts", nargs=-1, type=click.Choice(list(PARTS)))
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=lambda: load_plan(find_plan()).data_home / "campaign",
+    help="Folder for the tables and the sandboxes; default: campaign/ in the data home.",
+)
+def main(parts: tuple[str, ...], output: Path) -> None:
+    """Injections, clean runs and kills; each part has its rows in <output>/<part>.parquet."""
+    logging.getLogger("recovery_pipelines").setLevel(logging.ERROR)
+    output = output.absolute()
+    producers = {"injections": _injections, "clean_runs": _clean_runs, "kills": _kills}
+    for part in parts or PARTS:
+        _keep(producers[part](output / "home"), output / f"{part}.parquet")
+    tables = {
+        part: pd.read_parquet(output / f"{part}.parquet")
+        for part in PARTS
+        if (output / f"{part}.parquet").exists()
+    }
+    text = summary(tables)
+    (output / "summary.md").write_text(text, encoding="utf-8")
+    click.echo(f"{text}\nresults in {output}")
+    found = failures(tables)
+    for line in found:
+        click.echo(f"FAIL: {line}", err=True)
+    sys.exit(1 if found else 0)
+
+
+def _injections(home: Path) -> Iterator[Row]:
+    for engine, left_out in _engines(home):
+        for seed in INJECTION_SEEDS:
+            with open_history(home, engine, seed, left_out) as history:
+                yield from source_injections(history, seed)
+                yield from repository_injections(history, seed)
+
+
+def _clean_runs(home: Path) -> Iterator[Row]:
+    for engine in ENGINES:
+        losses = tool_losses(home, engine)
+        yield from (row | {"whole_data": True} for row in losses)
+        left_out = to_leave_out(losses)
+        for seed in CLEAN_SEEDS[engine]:
+            with open_history(home, engine, seed, left_out) as history:
+                rows = clean_runs(history, seed, with_self_test=seed % SELF_TEST_EVERY == 1)
+                yield from (row | {"whole_data": False} for row in rows)
+
+
+def _kills(home: Path) -> Iterator[Row]:
+    return kills(home, KILL_SEED, RANDOM_KILLS)
+
+
+def _engines(home: Path) -> Iterator[tuple[str, list[bytes]]]:
+    for engine in ENGINES:
+        yield engine, to_leave_out(tool_losses(home, engine))
+
+
+def _keep(rows: Iterable[Row], path: Path) -> None:
+    """Write the rows so far now and then, so that a campaign that is stopped leaves them."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    kept: list[Row] = []
+    for row in rows:
+        kept.append(row)
+        shown = ("engine", "seed", "layer", "kind", "generation", "scenario", "reached")
+        words = [str(row[key]) for key in shown if key in row]
+        click.echo(f"{len(kept):4} {' '.join(words)} {row['seconds']:.1f} s")
+        if len(kept) % 20 == 0:
+            pd.DataFrame(kept).to_parquet(path)
+    pd.DataFrame(kept).to_parquet(path)
+
+
+if __name__ == "__main__":
+    main()

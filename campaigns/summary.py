@@ -1,0 +1,268 @@
+"""What the rows of a campaign add up to: failures by name, and the tables of docs/campaign.md."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import pandas as pd
+from scipy.stats import binomtest
+
+from campaigns.clean_runs import KNOWN_LOSS
+from campaigns.history import ENGINES
+from recovery_pipelines.checks import CRITERIA
+
+PARTS = ("injections", "clean_runs", "kills")
+_CRITERIA = list(CRITERIA)
+
+Mask = Callable[[pd.DataFrame], "pd.Series[bool]"]
+
+
+def failures(tables: Mapping[str, pd.DataFrame]) -> list[str]:
+    """One line for each claim of the project that the rows contradict, with the rows' names."""
+    found: list[str] = []
+
+    def demand_none(claim: str, rows: pd.DataFrame, *columns: str) -> None:
+        if len(rows):
+            names = ["/".join(str(value) for value in row) for row in rows[list(columns)].values]
+            found.append(f"{claim}: {len(rows)}: {', '.join(names[:10])}")
+
+    if "injections" in tables:
+        rows = placed(tables["injections"])
+        where = ("engine", "seed", "layer", "kind")
+        differs = rows["differs"]
+        source = rows["layer"] == "source"
+        named = [
+            any(row[name] == "FAIL" for name in row["caught_by"]) for _, row in rows.iterrows()
+        ]
+        demand_none("damage missed by the manifest", rows[differs & ~rows["detected"]], *where)
+        demand_none("damage missed by every criterion", rows[differs & ~_caught(rows)], *where)
+        demand_none(
+            "damage missed by the criteria that the catalogue names",
+            rows[differs & source & ~pd.Series(named, rows.index)],
+            *where,
+        )
+        demand_none(
+            "the catalogue is wrong about whether data change",
+            rows[source & (differs != rows["changes_data"])],
+            *where,
+        )
+        alarms = ~differs & (rows["detected"] | ~_passed(rows))
+        demand_none("false alarms without damage", rows[alarms], *where)
+        recovered = rows["recovered"].eq(True) & rows["recovered_truly"].eq(True)
+        demand_none("damage not recovered", rows[source & ~recovered], *where, "error")
+    if "clean_runs" in tables:
+        rows = tables["clean_runs"]
+        rows = rows[~known_loss(rows)]
+        wrong = rows[_alarmed(rows)]
+        demand_none("false alarms on clean runs", wrong, "engine", "seed", "generation")
+    if "kills" in tables:
+        rows = tables["kills"]
+        where = ("scenario", "line", "delay_seconds", "reached")
+        demand_none(
+            "something is left after the next start", rows[_filled(rows, "leftovers")], *where
+        )
+        lied = rows[(rows["claimed"] == "PASS") & ~rows["complete"]]
+        demand_none("PASS of a drill that did not end", lied, *where)
+        again = rows["run_again"]
+        demand_none("cannot be run again", rows[again.notna() & (again != "PASS")], *where)
+        if not _filled(rows, "left_behind").any():
+            found.append("no kill left anything to clean up: the campaign proves nothing")
+    return found
+
+
+def summary(tables: Mapping[str, pd.DataFrame]) -> str:
+    """The figures as Markdown."""
+    parts = {"injections": _injections, "clean_runs": _clean_runs, "kills": _kills}
+    return "\n\n".join(parts[part](tables[part]) for part in PARTS if part in tables) + "\n"
+
+
+def placed(rows: pd.DataFrame) -> pd.DataFrame:
+    """The injections that found a place."""
+    kept = rows[rows["place_found"]].copy()
+    for name in ("differs", "detected", "changes_data"):
+        kept[name] = kept[name].astype(bool)
+    return kept
+
+
+def known_loss(rows: pd.DataFrame) -> "pd.Series[bool]":
+    """Restores of the whole data that show the loss that we know of, and nothing else."""
+    return rows["whole_data"] & rows["differences"].map(lambda lines: list(lines) == KNOWN_LOSS)
+
+
+# --- tables -------------------------------------------------------------------------------
+
+
+def _injections(rows: pd.DataFrame) -> str:
+    rows = placed(rows)
+    totals = []
+    for (layer, engine), group in rows.groupby(["layer", "engine"], sort=False):
+        differing = group[group["differs"]]
+        caught = int((differing["detected"] & _caught(differing)).sum())
+        missed = len(differing) - caught
+        totals.append(
+            {
+                "layer": layer,
+                "engine": engine,
+                "kinds": group["kind"].nunique(),
+                "injected": len(group),
+                "data wrong": len(differing),
+                "caught": caught,
+                "missed": missed,
+                "miss rate, 95 % interval": _interval(missed, len(differing)),
+            }
+        )
+    differing = rows[rows["differs"]]
+    missed = len(differing) - int((differing["detected"] & _caught(differing)).sum())
+    text = (
+        f"{len(rows)} injections, {len(differing)} of which left data wrong; missed: {missed} "
+        f"(95 % interval of the rate: {_interval(missed, len(differing))})."
+    )
+    source = rows[rows["layer"] == "source"]
+    repository = rows[rows["layer"] == "repository"]
+    return "\n\n".join(
+        [
+            "## Injections",
+            text,
+            _table(totals),
+            "### Faults in the source, tar / restic",
+            _by_kind(
+                source,
+                {
+                    "injected": lambda each: each["place_found"],
+                    "data wrong": lambda each: each["differs"],
+                    "manifest": lambda each: each["detected"],
+                    **{name: _failing(name) for name in _CRITERIA},
+                    "recovered": lambda each: each["recovered_truly"].eq(True),
+                },
+            ),
+            "### Faults in the repository, tar / restic",
+            _by_kind(
+                repository,
+                {
+                    "injected": lambda each: each["place_found"],
+                    "quick check": lambda each: each["quick_check"] != "ok",
+                    "full check": lambda each: each["full_check"] != "ok",
+                    "restore refused": lambda each: each["restore"] != "ok",
+                    "data wrong": lambda each: each["differs"],
+                    "restore ok, data wrong": _restored_wrong,
+                    "all silent, data wrong": _silent,
+                    "criteria FAIL": _caught,
+                    "harmless": lambda each: ~each["differs"],
+                },
+            ),
+        ]
+    )
+
+
+def _clean_runs(rows: pd.DataFrame) -> str:
+    lost = rows[known_loss(rows)]
+    rows = rows[~known_loss(rows)]
+    totals = []
+    for engine, group in rows.groupby("engine", sort=False):
+        alarms = int(_alarmed(group).sum())
+        totals.append(
+            {
+                "engine": engine,
+                "data sets": group["seed"].nunique(),
+                "restores": len(group),
+                "false alarms": alarms,
+                "rate, 95 % interval": _interval(alarms, len(group)),
+                "self-tests": int(group["self_test"].notna().sum()),
+                "self-tests PASS": int((group["self_test"] == "PASS").sum()),
+            }
+        )
+    alarms = int(_alarmed(rows).sum())
+    text = (
+        f"{len(rows)} restores without a fault; false alarms: {alarms} "
+        f"(95 % interval of the rate: {_interval(alarms, len(rows))})."
+    )
+    sections = ["## Clean runs", text, _table(totals)]
+    if len(lost):
+        failing = [name for name in _CRITERIA if (lost[name] == "FAIL").all()]
+        sections.append(
+            f"Not among them: {len(lost)} restores by {', '.join(lost['version'].unique())} of "
+            "data with a symbolic link whose target is not UTF-8, which the tool brings back "
+            f"wrong. FAIL in each by {', '.join(failing)} ({KNOWN_LOSS[0]})."
+        )
+    return "\n\n".join(sections)
+
+
+def _kills(rows: pd.DataFrame) -> str:
+    totals = []
+    for scenario, group in rows.groupby("scenario", sort=False):
+        again = group["run_again"].dropna()
+        totals.append(
+            {
+                "scenario": scenario,
+                "kills": len(group),
+                "at a line of the journal": int((group["delay_seconds"] == 0).sum()),
+                "at any time": int((group["delay_seconds"] > 0).sum()),
+                "left something": int(_filled(group, "left_behind").sum()),
+                "left after the next start": int(_filled(group, "leftovers").sum()),
+                "PASS claimed, not complete": int(
+                    ((group["claimed"] == "PASS") & ~group["complete"]).sum()
+                ),
+                "run again: PASS": f"{(again == 'PASS').sum()} of {len(again)}",
+            }
+        )
+    left = int(_filled(rows, "leftovers").sum())
+    text = (
+        f"{len(rows)} kills; with something left after the next start: {left} "
+        f"(95 % interval of the rate: {_interval(left, len(rows))})."
+    )
+    return "\n\n".join(["## Kills", text, _table(totals)])
+
+
+def _by_kind(rows: pd.DataFrame, columns: Mapping[str, Mask]) -> str:
+    table = []
+    for kind, group in rows.groupby("kind", sort=False):
+        engines = [group[group["engine"] == engine] for engine in ENGINES]
+        counts = {
+            name: " / ".join(str(int(mask(each).sum())) for each in engines)
+            for name, mask in columns.items()
+        }
+        table.append({"kind": kind} | counts)
+    return _table(table)
+
+
+def _table(rows: Sequence[Mapping[str, object]]) -> str:
+    text: str = pd.DataFrame(rows).to_markdown(index=False)
+    return text
+
+
+def _interval(count: int, total: int) -> str:
+    if total == 0:
+        return "nothing counted"
+    low, high = binomtest(count, total).proportion_ci(0.95, "exact")
+    return f"{100 * low:.2f} % to {100 * high:.2f} %"
+
+
+# --- what a row says ----------------------------------------------------------------------
+
+
+def _caught(rows: pd.DataFrame) -> "pd.Series[bool]":
+    return (rows[_CRITERIA] == "FAIL").any(axis=1)
+
+
+def _passed(rows: pd.DataFrame) -> "pd.Series[bool]":
+    return (rows[_CRITERIA] == "PASS").all(axis=1)
+
+
+def _failing(name: str) -> Mask:
+    return lambda rows: rows[name] == "FAIL"
+
+
+def _restored_wrong(rows: pd.DataFrame) -> "pd.Series[bool]":
+    return (rows["restore"] == "ok") & rows["differs"]
+
+
+def _silent(rows: pd.DataFrame) -> "pd.Series[bool]":
+    unnoticed = (rows["quick_check"] == "ok") & (rows["full_check"] == "ok")
+    return unnoticed & _restored_wrong(rows)
+
+
+def _alarmed(rows: pd.DataFrame) -> "pd.Series[bool]":
+    self_test_failed = rows["self_test"].notna() & (rows["self_test"] != "PASS")
+    return rows["differs"] | rows["detected"] | ~_passed(rows) | self_test_failed
+
+
+def _filled(rows: pd.DataFrame, name: str) -> "pd.Series[bool]":
+    return rows[name].map(len) > 0
