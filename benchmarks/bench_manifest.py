@@ -7,6 +7,7 @@ the machine hits both. Above 1 means that we are faster. A tool that is not inst
 
 import os
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -371,6 +372,7 @@ def main(
     base: Path | None,
 ) -> None:
     """Without options: the trees tiny, small and large, warm, and verify on small."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that scratch space is freed
     chosen = tree or (() if cold or rows else ("tiny", "small", "large"))
     shapes = {
         "tiny": trees.tiny(files),
