@@ -36,7 +36,7 @@ bench: .venv/installed-dev  ## Measure beside the peers (tools are installed)
 
 campaign: .venv/installed-dev  ## Many injections, clean runs and kills
 	scripts/install-system-packages $(TEST_PACKAGES)
-	$(BIN)/python -m tests.campaign
+	$(BIN)/python -m campaigns
 
 .venv/installed: requirements.lock pyproject.toml
 	scripts/install-system-packages $(DRILL_PACKAGES)

@@ -7,6 +7,7 @@ some time after that.
 import contextlib
 import json
 import os
+import secrets
 import subprocess
 import sys
 import time
@@ -19,7 +20,8 @@ import psutil
 
 from campaigns.history import MONTH, drill_of, plan_text
 from campaigns.injections import Row
-from recovery_pipelines.drills.record import DrillRecord, folder_of, read_record
+from recovery_pipelines.drills.record import FILE_NAME as RECORD
+from recovery_pipelines.drills.record import folder_of, read_record
 from recovery_pipelines.drills.run import STAGES, open_drill
 from recovery_pipelines.errors import RecoveryError
 from recovery_pipelines.plan import DrillSpec, load_plan
@@ -28,7 +30,6 @@ from recovery_pipelines.sandbox.lease import ENVIRONMENT_NAME
 from recovery_pipelines.verdict import Verdict
 
 SCENARIOS = ("corruption_recovery", "incremental_recovery")
-RUN_ID = "killed"
 _CRITERIA = {"data_integrity": ["all_files_recovered"]}
 """One, since a drill spends most of its time in the self-tests of all six."""
 _ROOT = Path(__file__).parent.parent
@@ -79,11 +80,12 @@ class Shooting:
     def timeline(self, scenario: str) -> Timeline:
         """Run a drill to its end."""
         began = time.monotonic()
-        with self._victim(scenario) as process:
+        run_id = f"timeline-{secrets.token_hex(4)}"
+        with self._victim(scenario, run_id) as process:
             assert process.stdout is not None
             seen = [(time.monotonic() - began, line.strip()) for line in process.stdout]
             process.wait(_VICTIM_TIMEOUT_SECONDS)
-        record = self._record(scenario)
+        record = read_record(self._folder(scenario, run_id))
         if record.verdict is not Verdict.PASS:
             raise RecoveryError(f"a drill that is not killed must pass: {record.reason}")
         seconds, lines = zip(*seen, strict=True)
@@ -96,9 +98,9 @@ class Shooting:
         `leftovers` after it. `claimed` is the verdict that the killed drill recorded, if any, and
         `complete` whether it had come to its end.
         """
-        self._folder(scenario, "record.json").unlink(missing_ok=True)
-        self._folder(scenario, "journal.jsonl").unlink(missing_ok=True)
-        with self._victim(scenario) as process:
+        run_id = f"killed-{secrets.token_hex(4)}"
+        folder = self._folder(scenario, run_id)
+        with self._victim(scenario, run_id) as process:
             self._await(process, instant)
             finished = process.poll() is not None
             process.kill()
@@ -112,31 +114,32 @@ class Shooting:
         leftovers += _names(_processes(process.pid, tokens))
         return {
             "scenario": scenario,
+            "run_id": run_id,
             "line": instant.line,
             "delay_seconds": instant.delay_seconds,
-            "reached": self._last_line(scenario),
+            "reached": _last_line(folder),
             "finished": finished,
             "left_behind": left_behind,
             "next_start": next_start,
             "leftovers": leftovers,
-            "claimed": self._claim(scenario),
-            "complete": self._is_complete(scenario),
+            "claimed": _claim(folder),
+            "complete": _is_complete(folder),
         }
 
-    def run_again(self, scenario: str) -> Verdict:
-        """The killed drill, from its start to its end."""
-        with self._victim(scenario) as process:
+    def run_again(self, scenario: str, run_id: str) -> Verdict:
+        """The killed run, from its start to its end."""
+        with self._victim(scenario, run_id) as process:
             assert process.stdout is not None
             process.stdout.read()
             process.wait(_VICTIM_TIMEOUT_SECONDS)
-        return self._record(scenario).verdict
+        return read_record(self._folder(scenario, run_id)).verdict
 
     # --- the drill ------------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def _victim(self, scenario: str) -> Iterator[subprocess.Popen[str]]:
+    def _victim(self, scenario: str, run_id: str) -> Iterator[subprocess.Popen[str]]:
         process = subprocess.Popen(
-            [sys.executable, "-m", "campaigns.victim", self.plan_path, scenario, RUN_ID],
+            [sys.executable, "-m", "campaigns.victim", self.plan_path, scenario, run_id],
             cwd=_ROOT,
             stdout=subprocess.PIPE,
             text=True,
@@ -181,40 +184,34 @@ class Shooting:
                 held.append(f"lock {path.name}")
         return held
 
-    # --- what is claimed ------------------------------------------------------------------
-
     def _spec(self, scenario: str) -> DrillSpec:
         return drill_of(self.plan, scenario)
 
-    def _folder(self, scenario: str, name: str = "") -> Path:
-        return folder_of(self.home, self._spec(scenario).name, MONTH, RUN_ID) / name
+    def _folder(self, scenario: str, run_id: str) -> Path:
+        return folder_of(self.home, self._spec(scenario).name, MONTH, run_id)
 
-    def _record(self, scenario: str) -> DrillRecord:
-        return read_record(self._folder(scenario))
 
-    def _claim(self, scenario: str) -> str | None:
-        if not self._folder(scenario, "record.json").exists():
-            return None
-        return str(self._record(scenario).verdict)
+def _claim(folder: Path) -> str | None:
+    """The verdict on record."""
+    return str(read_record(folder).verdict) if (folder / RECORD).exists() else None
 
-    def _journal(self, scenario: str) -> list[dict[str, object]]:
-        path = self._folder(scenario, "journal.jsonl")
-        if not path.exists():
-            return []
-        lines = path.read_text(encoding="utf-8").split("\n")[:-1]
-        return [json.loads(line) for line in lines]
 
-    def _last_line(self, scenario: str) -> str:
-        journal = self._journal(scenario)
-        if not journal:
-            return "before the first line"
-        return " ".join(str(journal[-1].get(key, "")) for key in ("stage", "event")).strip()
+def _journal(folder: Path) -> list[dict[str, object]]:
+    path = folder / "journal.jsonl"
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    return [json.loads(line) for line in text.split("\n")[:-1]]
 
-    def _is_complete(self, scenario: str) -> bool:
-        finished = {
-            line.get("stage") for line in self._journal(scenario) if line["event"] == "finished"
-        }
-        return finished >= set(STAGES)
+
+def _last_line(folder: Path) -> str:
+    journal = _journal(folder)
+    if not journal:
+        return "before the first line"
+    return " ".join(str(journal[-1].get(key, "")) for key in ("stage", "event")).strip()
+
+
+def _is_complete(folder: Path) -> bool:
+    journal = _journal(folder)
+    return {line.get("stage") for line in journal if line["event"] == "finished"} >= set(STAGES)
 
 
 def _processes(session: int, tokens: Collection[str]) -> list[psutil.Process]:
@@ -239,8 +236,8 @@ def _names(processes: Collection[psutil.Process]) -> list[str]:
 def kills(home: Path, seed: int, random_count: int) -> Iterator[Row]:
     """Both scenarios killed at each line of their journal, and `random_count` times at any time.
 
-    Each kill finds the same drill as the one before, running again. Every fourth time it runs on
-    to its end before it is killed anew: `run_again` is its verdict.
+    Each kill is followed by the next run of the same drill. Every fourth killed run itself is
+    started again and runs to its end: `run_again` is its verdict.
     """
     rng = Random(seed)
     shooting = Shooting(home, seed)
@@ -250,5 +247,6 @@ def kills(home: Path, seed: int, random_count: int) -> Iterator[Row]:
         for number, instant in enumerate(instants):
             began = time.monotonic()
             row = shooting.kill(scenario, instant, rng.choice(["reaper", "drill"]))
-            row["run_again"] = str(shooting.run_again(scenario)) if number % 4 == 3 else None
+            again = number % 4 == 3 and row["claimed"] is None
+            row["run_again"] = str(shooting.run_again(scenario, row["run_id"])) if again else None
             yield row | {"seconds": time.monotonic() - began}

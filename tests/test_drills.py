@@ -10,8 +10,14 @@ import pytest
 
 from recovery_pipelines import checks
 from recovery_pipelines.drills import run as drill_run
-from recovery_pipelines.drills.data_recovery import carry_out
+from recovery_pipelines.drills.data_recovery import (
+    carry_out,
+    create_incremental_backups,
+    create_test_dataset,
+    recover,
+)
 from recovery_pipelines.drills.record import DrillRecord
+from recovery_pipelines.drills.run import open_drill
 from recovery_pipelines.engines.base import Snapshot
 from recovery_pipelines.engines.tar import TarEngine
 from recovery_pipelines.verdict import CheckResult, Verdict
@@ -195,3 +201,23 @@ def test_the_same_drill_in_the_same_month_does_the_same(tmp_path: Path) -> None:
     assert (first.folder / "faults.parquet").read_bytes() == (
         second.folder / "faults.parquet"
     ).read_bytes()
+
+
+# --- what must come back, besides files ---------------------------------------------------
+
+
+def test_a_root_that_lost_its_attributes_comes_back(tmp_path: Path) -> None:
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    (tree / "file").write_text("data")
+    os.setxattr(tree, "user.team", b"data platform")
+    spec = make_spec(
+        tmp_path, "corruption_recovery", targets={"t": {"path": str(tree), "engines": ["tar"]}}
+    )
+    with open_drill(spec, MONTH, "run") as run:
+        create_test_dataset(run)
+        snapshots = create_incremental_backups(run)
+        run.live.removexattr(b"", "user.team")
+        recover(run, snapshots)
+        assert run.published
+        assert run.live.getxattr(b"", "user.team") == b"data platform"

@@ -295,7 +295,8 @@ def _recover_newest(run: DrillRun, snapshot: Snapshot, selective: bool) -> dict[
     paths = paths_to_restore(expected, damage) if selective else None
     staging = run.sandbox.tree("staging")
     verified, summary = _restore_and_verify(run, snapshot, staging, expected, paths)
-    if verified.identical or paths == []:
+    nothing_wrong = verified.differences.num_rows == 0 and verified.undecided == 0
+    if verified.identical or (selective and nothing_wrong):  # perhaps only the root is damaged
         with run.phase("publish"):
             publish(staging, run.live, expected, damage if selective else None)
             run.published = True
