@@ -352,7 +352,7 @@ def _links(tree: Tree) -> None:
     tree.symlink(b"../small", b"links/directory")
     tree.symlink(b"../nowhere/file", b"links/dangling")
     tree.symlink(b"/nonexistent/absolute", b"links/absolute")
-    tree.symlink(b"non-utf8-\xe9\n", b"links/awkward target")
+    tree.symlink("entw\u00fcrfe\n*".encode(), b"links/awkward target")
     tree.link(b"small/0000/note-000000.txt", b"links/hard-1")
     tree.link(b"small/0000/note-000000.txt", b"people/hard-2")
     tree.link(b"exports/customers-00.jsonl", b"links/hard.jsonl")
