@@ -1,0 +1,76 @@
+"""A drill that is killed with SIGKILL leaves nothing behind after the next start, and no claim."""
+
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from random import Random
+
+import pandas as pd
+import pytest
+
+from campaigns import kills
+from campaigns.kills import Instant, Shooting, Timeline
+from campaigns.summary import failures
+from recovery_pipelines.sandbox import Sandbox, reap
+from recovery_pipelines.verdict import Verdict
+
+SCENARIO = "corruption_recovery"
+
+
+@pytest.fixture(scope="module")
+def shooting(tmp_path_factory: pytest.TempPathFactory) -> Shooting:
+    return Shooting(tmp_path_factory.mktemp("kills") / "home", seed=5)
+
+
+@pytest.fixture(scope="module")
+def timeline(shooting: Shooting) -> Timeline:
+    return shooting.timeline(SCENARIO)
+
+
+def test_killed_at_step_boundaries_and_at_any_time(shooting: Shooting, timeline: Timeline) -> None:
+    stages = [
+        instant
+        for instant, line in zip(timeline.boundaries(), timeline.lines, strict=True)
+        if "started" in line or "finished" in line
+    ]
+    instants = [*stages[:-1:2], *timeline.random_instants(3, Random(5))]
+    rows = []
+    for number, instant in enumerate(instants):
+        rows.append(shooting.kill(SCENARIO, instant, ("reaper", "drill")[number % 2]))
+        rows[-1]["run_again"] = None
+    rows[-1]["run_again"] = str(shooting.run_again(SCENARIO, rows[0]["run_id"]))
+    assert failures({"kills": pd.DataFrame(rows)}) == []
+    assert len({row["reached"] for row in rows}) >= 5, "killed at different places"
+    assert rows[-1]["run_again"] == Verdict.PASS
+
+
+# --- these tests can fail -------------------------------------------------------------------
+
+
+def test_without_the_reaper_something_is_left(
+    shooting: Shooting, timeline: Timeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kills, "reap", lambda home: [])
+    row = shooting.kill(SCENARIO, Instant(3), "reaper")
+    assert any("corruption_recovery_tar" in name for name in row["leftovers"])
+    assert reap(shooting.home) != []
+
+
+@pytest.fixture
+def orphan(tmp_path: Path) -> Iterator[tuple[str, int]]:
+    """A process that carries the lease of a sandbox, and its id."""
+    with Sandbox.create(tmp_path, "x") as sandbox:
+        process = subprocess.Popen(
+            ["sleep", "600"], env=os.environ | sandbox.environment, start_new_session=True
+        )
+        yield sandbox.token, process.pid
+        process.kill()
+        process.wait()
+
+
+def test_a_process_that_carries_the_lease_is_found(orphan: tuple[str, int]) -> None:
+    token, pid = orphan
+    assert [process.pid for process in kills._processes(-1, {token})] == [pid]
+    assert [process.pid for process in kills._processes(pid, set())] == [pid]
+    assert kills._processes(-1, {"another"}) == []
