@@ -8,15 +8,16 @@ from pathlib import Path
 import click
 import pandas as pd
 
-from campaigns.clean_runs import clean_runs, to_leave_out, tool_losses
-from campaigns.history import ENGINES, open_history
+from campaigns.clean_runs import awkward_runs, clean_runs
+from campaigns.history import open_history
 from campaigns.injections import Row, repository_injections, source_injections
 from campaigns.kills import kills
 from campaigns.summary import PARTS, failures, summary
 from recovery_pipelines.plan import find_plan, load_plan
 
-INJECTION_SEEDS = range(1, 6)
-CLEAN_SEEDS = {"tar": range(101, 141), "restic": range(101, 112)}
+INJECTION_SEEDS = {"tar": range(1, 6), "restic": range(11, 16)}
+"""Different ones, so that no damage is counted twice."""
+CLEAN_SEEDS = {"tar": range(101, 141), "restic": range(201, 212)}
 SELF_TEST_EVERY = 10
 RANDOM_KILLS = 60
 KILL_SEED = 1
@@ -52,31 +53,23 @@ def main(parts: tuple[str, ...], output: Path) -> None:
 
 
 def _injections(home: Path) -> Iterator[Row]:
-    for engine, left_out in _engines(home):
-        for seed in INJECTION_SEEDS:
-            with open_history(home, engine, seed, left_out) as history:
+    for engine, seeds in INJECTION_SEEDS.items():
+        for seed in seeds:
+            with open_history(home, engine, seed) as history:
                 yield from source_injections(history, seed)
                 yield from repository_injections(history, seed)
 
 
 def _clean_runs(home: Path) -> Iterator[Row]:
-    for engine in ENGINES:
-        losses = tool_losses(home, engine)
-        yield from (row | {"whole_data": True} for row in losses)
-        left_out = to_leave_out(losses)
-        for seed in CLEAN_SEEDS[engine]:
-            with open_history(home, engine, seed, left_out) as history:
-                rows = clean_runs(history, seed, with_self_test=seed % SELF_TEST_EVERY == 1)
-                yield from (row | {"whole_data": False} for row in rows)
+    for engine, seeds in CLEAN_SEEDS.items():
+        yield from awkward_runs(home, engine)
+        for seed in seeds:
+            with open_history(home, engine, seed) as history:
+                yield from clean_runs(history, seed, with_self_test=seed % SELF_TEST_EVERY == 1)
 
 
 def _kills(home: Path) -> Iterator[Row]:
     return kills(home, KILL_SEED, RANDOM_KILLS)
-
-
-def _engines(home: Path) -> Iterator[tuple[str, list[bytes]]]:
-    for engine in ENGINES:
-        yield engine, to_leave_out(tool_losses(home, engine))
 
 
 def _keep(rows: Iterable[Row], path: Path) -> None:

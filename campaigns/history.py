@@ -3,7 +3,8 @@
 It lies in the sandbox of a drill, so that recoveries go through the drill's own code.
 """
 
-from collections.abc import Collection, Iterator
+import secrets
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -59,14 +60,14 @@ class History:
 
 @contextmanager
 def open_history(
-    home: Path, engine_name: str, seed: int, left_out: Collection[bytes] = ()
+    home: Path, engine_name: str, seed: int, with_links: Mapping[bytes, bytes] | None = None
 ) -> Iterator[History]:
-    """Synthetic data of this seed without the entries `left_out`, backed up four times."""
+    """Synthetic data of this seed and symbolic links (path to target), backed up four times."""
     spec = make_plan(home, engine_name, seed).drills()[0]
-    with open_drill(spec, MONTH, f"{engine_name}-{seed}") as run:
+    with open_drill(spec, MONTH, new_run_id(f"{engine_name}-{seed}")) as run:
         build_dataset(run.live, size_bytes=_SIZE_BYTES, seed=seed)
-        for path in left_out:
-            run.live.unlink(path)
+        for path, target in (with_links or {}).items():
+            run.live.symlink(target, path)
         engine = run.engine()
         engine.init()
         ledger: list[Snapshot] = []
@@ -109,6 +110,11 @@ def plan_text(home: Path, engine_name: str, seed: int, **criteria: list[str]) ->
 def drill_of(plan: Plan, scenario: str) -> DrillSpec:
     """The plan's drill of this scenario."""
     return next(spec for spec in plan.drills() if spec.scenario.name == scenario)
+
+
+def new_run_id(what: str) -> str:
+    """A run that ended is sealed, so each needs an id of its own."""
+    return f"{what}-{secrets.token_hex(4)}"
 
 
 def verdict_columns(results: list[CheckResult]) -> dict[str, str]:

@@ -7,7 +7,6 @@ some time after that.
 import contextlib
 import json
 import os
-import secrets
 import subprocess
 import sys
 import time
@@ -18,7 +17,7 @@ from random import Random
 
 import psutil
 
-from campaigns.history import MONTH, drill_of, plan_text
+from campaigns.history import MONTH, drill_of, new_run_id, plan_text
 from campaigns.injections import Row
 from recovery_pipelines.drills.record import FILE_NAME as RECORD
 from recovery_pipelines.drills.record import folder_of, read_record
@@ -80,7 +79,7 @@ class Shooting:
     def timeline(self, scenario: str) -> Timeline:
         """Run a drill to its end."""
         began = time.monotonic()
-        run_id = _new_run_id("timeline")
+        run_id = new_run_id("timeline")
         with self._victim(scenario, run_id) as process:
             assert process.stdout is not None
             seen = [(time.monotonic() - began, line.strip()) for line in process.stdout]
@@ -98,7 +97,7 @@ class Shooting:
         `leftovers` after it. `claimed` is the verdict that the killed drill recorded, if any, and
         `complete` whether it had come to its end.
         """
-        run_id = _new_run_id("killed")
+        run_id = new_run_id("killed")
         folder = self._folder(scenario, run_id)
         with self._victim(scenario, run_id) as process:
             self._await(process, instant)
@@ -164,7 +163,7 @@ class Shooting:
             reap(self.home)
         else:
             other = next(name for name in SCENARIOS if name != scenario)
-            with open_drill(self._spec(other), MONTH, _new_run_id("next")):
+            with open_drill(self._spec(other), MONTH, new_run_id("next")):
                 pass
 
     # --- what is left ---------------------------------------------------------------------
@@ -189,10 +188,6 @@ class Shooting:
 
     def _folder(self, scenario: str, run_id: str) -> Path:
         return folder_of(self.home, self._spec(scenario).name, MONTH, run_id)
-
-
-def _new_run_id(what: str) -> str:
-    return f"{what}-{secrets.token_hex(4)}"
 
 
 def _claim(folder: Path) -> str | None:

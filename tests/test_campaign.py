@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from campaigns.clean_runs import clean_runs, to_leave_out, tool_losses
+from campaigns.clean_runs import awkward_runs, clean_runs
 from campaigns.history import ENGINES, History, open_history
 from campaigns.injections import repository_injections, source_injections
 from campaigns.summary import failures, known_loss, placed, summary
@@ -46,14 +46,13 @@ def tables(request: pytest.FixtureRequest, home: Path) -> Tables:
     engine: str = request.param
     if not shutil.which(engine):
         pytest.skip(f"{engine} is not installed (apt-get install {engine})")
-    losses = tool_losses(home, engine)
-    with open_history(home, engine, SEED, to_leave_out(losses)) as history:
+    with open_history(home, engine, SEED) as history:
         injected = [
             *source_injections(history, SEED, KINDS[engine]),
             *repository_injections(history, SEED, REPOSITORY_KINDS[engine]),
         ]
-        clean = [row | {"whole_data": False} for row in clean_runs(history, SEED)]
-    clean += [row | {"whole_data": True} for row in losses]
+        clean = list(clean_runs(history, SEED))
+    clean += awkward_runs(home, engine)
     return {"injections": pd.DataFrame(injected), "clean_runs": pd.DataFrame(clean)}
 
 
