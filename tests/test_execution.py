@@ -93,13 +93,16 @@ def test_a_drill_over_its_timeout_is_stopped_cleaned_up_and_retried(tmp_path: Pa
         assert all(dev.finished(retry.run_id).is_failure for retry in retries_of(dev, run_id))
         wait_for(lambda: messages(dev, "failed"), 90, "the failure message")
         assert len(retries_of(dev, run_id)) == 2, "retried at most twice"
-        assert [record["errors"] for record in records(dev)] == [["DrillTimeout"]] * 3
+        # The engine's own clock or Dagster's, whichever comes first.
+        stopped_by = {error for record in records(dev) for error in record["errors"]}
+        assert stopped_by <= {"DrillTimeout", "DagsterExecutionInterruptedError"}
+        assert [record["verdict"] for record in records(dev)] == ["ERROR"] * 3
         assert sandboxes(dev) == []
 
 
 def test_a_drill_whose_host_died_ends_as_failed_and_frees_its_slot(tmp_path: Path) -> None:
     changes = {
-        "targets__test_dataset__dataset__size": "600MB",
+        "targets__test_dataset__dataset__size": "200MB",
         f"{CONTROLS}__retry_attempts": 0,
     }
     with dagster_dev(tmp_path, **changes) as dev:
