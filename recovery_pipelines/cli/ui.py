@@ -30,4 +30,4 @@ def command(plan_path: Path | None, host: str, port: int) -> None:
     environment = os.environ | {"DAGSTER_HOME": str(home), PLAN_VARIABLE: str(path)}
     click.echo(f"Dagster on http://{host}:{port} (data: {home}); stop with Ctrl-C")
     argv = [str(dagster), "dev", *location, "--host", host, "--port", str(port)]
-    sys.exit(subprocess.run(argv, env=environment, cwd=path.parent, check=False).returncode)
+    sys.exit(subprocess.run(argv, env=environment, cwd=home, check=False).returncode)
