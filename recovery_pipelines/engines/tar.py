@@ -136,7 +136,7 @@ class TarEngine(ToolEngine):
             selection = self._select(chain, paths)
         for snapshot_id in chain:
             if selection is None:
-                _unlock_directories(staging)
+                _plain_directories(staging)
                 self._extract(snapshot_id, staging, "--listed-incremental=/dev/null")
             elif names := selection[snapshot_id]:
                 self._extract(
@@ -287,14 +287,17 @@ def _parents(name: bytes) -> Iterator[bytes]:
         yield name
 
 
-def _unlock_directories(tree: Path) -> None:
-    """Let an ordinary user write everywhere in a restored tree; the next archive sets all modes."""
-    if os.geteuid() != 0:
-        tree.chmod(0o700)
-        for path, names, _ in os.walk(tree):
-            for directory in (Path(path, name) for name in names):
-                if not directory.is_symlink():
-                    directory.chmod(0o700)
+def _plain_directories(tree: Path) -> None:
+    """Before the next archive, which sets all modes: nothing to inherit, and the right to write.
+
+    tar leaves the set-gid bit on a directory that it makes in a set-gid one, and an ordinary
+    user's tar cannot write into a directory that was restored read-only.
+    """
+    tree.chmod(0o700)
+    for path, names, _ in os.walk(tree):
+        for directory in (Path(path, name) for name in names):
+            if not directory.is_symlink():
+                directory.chmod(0o700)
 
 
 def _digest(archive: Path) -> str:
