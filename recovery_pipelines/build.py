@@ -10,18 +10,22 @@ from pathlib import Path
 import dagster as dg
 
 from recovery_pipelines.assets import (
+    anomaly_detection,
+    baseline_comparison,
     checksum_validation,
     corruption,
+    drill_history,
     incremental_backups,
     recovery_metrics,
     restore,
     test_dataset,
+    trend_analysis,
 )
 from recovery_pipelines.drills.data_recovery import require_known
 from recovery_pipelines.orchestration.jobs import drill_job, drill_schedule, jobs
 from recovery_pipelines.orchestration.stages import RESOURCES
 from recovery_pipelines.plan import DrillSpec, Plan, find_plan, load_plan
-from recovery_pipelines.sensors import drill_failure, sandbox_reaper
+from recovery_pipelines.sensors import analysis, drill_failure, sandbox_reaper
 
 _STAGE_MODULES = (
     test_dataset,
@@ -53,14 +57,16 @@ def build_definitions(plan: Plan | Path | str | None = None) -> dg.Definitions:
         cron_schedule = settings.automation.cron_schedule
         if cron_schedule:
             schedules.append(drill_schedule(group_jobs[-1], in_group, cron_schedule))
+    analysis_assets = _analysis_assets(plan, specs)
     return dg.Definitions(
-        assets=[asset for spec in specs for asset in stage_assets(spec)],
+        assets=[*(asset for spec in specs for asset in stage_assets(spec)), *analysis_assets],
         resources=RESOURCES,
         jobs=[*jobs(specs), *group_jobs],
         schedules=schedules,
         sensors=[
             drill_failure.build(specs, "recovery_drill_failure"),
             sandbox_reaper.build(plan.data_home),
+            *([analysis.build(analysis_assets)] if analysis_assets else []),
         ],
     )
 
@@ -68,3 +74,14 @@ def build_definitions(plan: Plan | Path | str | None = None) -> dg.Definitions:
 def stage_assets(spec: DrillSpec) -> Sequence[dg.AssetsDefinition]:
     """The six stages of one drill, in order."""
     return [module.build(spec) for module in _STAGE_MODULES]
+
+
+def _analysis_assets(plan: Plan, specs: Sequence[DrillSpec]) -> list[dg.AssetsDefinition]:
+    """What is made of all drills together, as far as the plan switches it on."""
+    wanted = plan.test_framework.reporting.metrics.analysis
+    tables = [
+        *([baseline_comparison.build(plan)] if wanted.comparison_with_baseline else []),
+        *([trend_analysis.build(plan)] if wanted.trend_analysis else []),
+        *([anomaly_detection.build(plan)] if wanted.anomaly_detection else []),
+    ]
+    return [drill_history.build(plan, specs), *tables] if tables else []

@@ -25,6 +25,7 @@ DATA = "test_framework__test_scenarios__data_recovery"
 EXECUTION = "test_framework__test_execution"
 CONTROLS = f"{EXECUTION}__execution_controls"
 METRICS = "test_framework__reporting__metrics__collection"
+ANALYSIS = "test_framework__reporting__metrics__analysis"
 
 
 @pytest.fixture
@@ -290,6 +291,21 @@ def effect_metrics(group: str, column: str) -> Callable[..., None]:
     return effect
 
 
+def effect_analysis(key: str, asset: str) -> Callable[..., None]:
+    def effect(tmp_path: Path, drill: Drill) -> None:
+        def assets(**changes: Any) -> set[str]:
+            definitions = build_definitions(make_plan(tmp_path, **changes))
+            return {k.path[-1] for k in definitions.resolve_asset_graph().get_all_asset_keys()}
+
+        every = ("trend_analysis", "comparison_with_baseline", "anomaly_detection")
+        without = assets(**{f"{ANALYSIS}__{key}": False})
+        assert assets() - without == {asset}
+        assert "drill_history" in without
+        assert "drill_history" not in assets(**{f"{ANALYSIS}__{name}": False for name in every})
+
+    return effect
+
+
 EFFECTS: dict[str, Callable[..., None]] = {
     "data_home": effect_data_home,
     "targets.path": effect_target_path,
@@ -341,6 +357,15 @@ EFFECTS: dict[str, Callable[..., None]] = {
         ),
         "reporting.metrics.collection.error_metrics": (
             effect_metrics("error_metrics", "failure_count")
+        ),
+        "reporting.metrics.analysis.trend_analysis": (
+            effect_analysis("trend_analysis", "trend_analysis")
+        ),
+        "reporting.metrics.analysis.comparison_with_baseline": (
+            effect_analysis("comparison_with_baseline", "baseline_comparison")
+        ),
+        "reporting.metrics.analysis.anomaly_detection": (
+            effect_analysis("anomaly_detection", "anomaly_detection")
         ),
     }.items()
 }
@@ -395,6 +420,11 @@ SEED_VALUES = {
     "requirements": ["backup_verification", "system_snapshot", "resource_availability"],
     "start": ["admin_team", "service_owners"],
     "completion": ["admin_team", "stakeholders"],
+    "analysis": {
+        "trend_analysis": True,
+        "comparison_with_baseline": True,
+        "anomaly_detection": True,
+    },
 }
 
 
@@ -406,6 +436,7 @@ def test_the_shipped_plan_holds_the_seeds_values() -> None:
     assert execution["preparation"]["requirements"] == SEED_VALUES["requirements"]
     assert execution["preparation"]["notifications"]["start"] == SEED_VALUES["start"]
     assert execution["preparation"]["notifications"]["completion"] == SEED_VALUES["completion"]
+    assert framework["reporting"]["metrics"]["analysis"] == SEED_VALUES["analysis"]
 
 
 def test_a_plan_of_one_target_drills_both_scenarios(tmp_path: Path) -> None:

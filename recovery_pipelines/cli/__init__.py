@@ -13,7 +13,9 @@ class _LazyGroup(click.Group):
     """Loads a command's module on first use, so that `recovery manifest` starts fast."""
 
     modules: ClassVar[dict[str, str]] = {
+        "analysis": "recovery_pipelines.cli.analysis",
         "drill": "recovery_pipelines.cli.drill",
+        "evidence": "recovery_pipelines.cli.evidence",
         "manifest": "recovery_pipelines.cli.manifest",
         "plan": "recovery_pipelines.cli.plan",
         "ui": "recovery_pipelines.cli.ui",

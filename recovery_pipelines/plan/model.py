@@ -219,8 +219,17 @@ class MetricsCollection(_Strict):
         return frozenset((*self.performance_metrics, *self.resource_metrics, *self.error_metrics))
 
 
+class MetricsAnalysis(_Strict):
+    """Which tables are made of all drills together."""
+
+    trend_analysis: bool = True
+    comparison_with_baseline: bool = True
+    anomaly_detection: bool = True
+
+
 class Metrics(_Strict):
     collection: MetricsCollection = MetricsCollection()
+    analysis: MetricsAnalysis = MetricsAnalysis()
 
 
 class Reporting(_Strict):

@@ -1,0 +1,1 @@
+"""What the drills so far say together: baselines, trends, anomalies, and what they prove."""
