@@ -290,7 +290,7 @@ def test_what_directories_pass_on_to_new_entries_is_not_restored(
     engine, shared = make(kind, tmp_path), tmp_path / "source" / "shared"
     shared.mkdir()
     shared.chmod(0o2775)
-    acl = ["setfacl", "-m", "u:65533:rwx,d:u:65533:rwx", shared]
+    acl = ["setfacl", "-m", "u:65533:rwx,d:u:65533:rwx", str(shared)]
     if shutil.which("setfacl") is None or subprocess.run(acl, capture_output=True).returncode:
         pytest.skip("no setfacl, or this file system holds no access control lists")
     full = engine.backup(tmp_path / "source", None)
