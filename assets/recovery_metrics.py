@@ -21,10 +21,13 @@ def build(spec: DrillSpec) -> dg.AssetsDefinition:
         context: dg.AssetExecutionContext, differences: pd.DataFrame
     ) -> dg.MaterializeResult[pd.DataFrame]:
         with open_stage(context, spec, STAGE) as run:
-            row = measure(run)
-        folder = dg.MetadataValue.path(str(run.folder))
-        metadata = {**numbers(run.metrics), "folder": folder}
+            measure(run)
         context.resources.recovery_drills.close()
-        return dg.MaterializeResult(value=row, metadata=metadata)
+        metadata = {
+            **numbers(run.metrics),
+            "folder": dg.MetadataValue.path(str(run.folder)),
+            "evidence_head": dg.MetadataValue.text(run.evidence),
+        }
+        return dg.MaterializeResult(value=pd.DataFrame([run.metrics]), metadata=metadata)
 
     return recovery_metrics

@@ -23,3 +23,7 @@ class PreparationError(RecoveryError):
 
 class DrillTimeout(RecoveryError):
     """The drill ran into `execution_controls.timeout`."""
+
+
+class EvidenceError(RecoveryError):
+    """Evidence is broken, or something cannot become evidence."""

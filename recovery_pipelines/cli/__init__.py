@@ -15,6 +15,7 @@ class _LazyGroup(click.Group):
     modules: ClassVar[dict[str, str]] = {
         "analysis": "recovery_pipelines.cli.analysis",
         "drill": "recovery_pipelines.cli.drill",
+        "evidence": "recovery_pipelines.cli.evidence",
         "manifest": "recovery_pipelines.cli.manifest",
         "plan": "recovery_pipelines.cli.plan",
         "ui": "recovery_pipelines.cli.ui",

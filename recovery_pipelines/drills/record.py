@@ -42,6 +42,16 @@ def folder_of(home: Path, drill: str, month: str, run_id: str) -> Path:
     return home / "drills" / drill / month / run_id
 
 
+def result_folders(home: Path) -> list[Path]:
+    """Every folder below the data home that holds a record, sorted. OSError if one is hidden."""
+    folders = [home / "drills"]
+    for _level in ("drill", "month", "run_id"):
+        folders = [
+            child for folder in folders if folder.is_dir() for child in sorted(folder.iterdir())
+        ]
+    return [folder for folder in folders if (folder / FILE_NAME).exists()]
+
+
 def forget_record(folder: Path) -> None:
     """A drill that starts again has no verdict until it ends."""
     (folder / FILE_NAME).unlink(missing_ok=True)

@@ -1,7 +1,7 @@
 """One drill being carried out: its sandbox, clock, journal and record.
 
-`open_drill` owns what must happen on every way out: the record is written, the sandbox is
-destroyed, the teams are told. What the stages of a scenario do is in their own modules.
+`open_drill` owns what must happen on every way out: the record is written and sealed, the sandbox
+is destroyed, the teams are told. What the stages of a scenario do is in their own modules.
 """
 
 import hashlib
@@ -21,10 +21,11 @@ from types import FrameType
 import pandas as pd
 
 from recovery_pipelines.drills.metrics import metrics_row
-from recovery_pipelines.drills.record import folder_of, forget_record, write_record
+from recovery_pipelines.drills.record import FILE_NAME, folder_of, forget_record, write_record
 from recovery_pipelines.drills.resources import ResourceMeter
 from recovery_pipelines.engines.base import Engine, engine_class
-from recovery_pipelines.errors import DrillTimeout
+from recovery_pipelines.errors import DrillTimeout, RecoveryError
+from recovery_pipelines.evidence import Entry, is_sealed, seal
 from recovery_pipelines.manifest import Summary
 from recovery_pipelines.notify import notify
 from recovery_pipelines.plan import DrillSpec
@@ -88,6 +89,10 @@ class DrillRun:
     left_out: list[str] = field(default_factory=list)
     """What the test data or the faults could not do here."""
     canaries: list[dict[str, object]] = field(default_factory=list)
+    sealed: Entry | None = None
+    """The drill's entry in the chain of evidence, once it has ended."""
+    not_sealed: str = ""
+    """Why there is none."""
     _deadline: float = 0.0
     _in_stage: bool = False
 
@@ -231,12 +236,21 @@ class DrillRun:
         known = [check.verdict for check in self.checks]
         if self.errors:
             known.append(Verdict.ERROR)
+        if self.not_sealed:
+            known.append(Verdict.UNVERIFIED)
         if self.spec.scenario.omitted_steps or not self.spec.scenario.validation_criteria.names:
             known.append(Verdict.UNVERIFIED)
         criteria = set(self.spec.scenario.validation_criteria.names)
         if not criteria <= {check.name for check in self.checks}:
             known.append(Verdict.UNVERIFIED)
         return worst(known)
+
+    @property
+    def evidence(self) -> str:
+        """Number and SHA-256 of the drill's entry in the chain, or why there is none."""
+        if self.sealed is None:
+            return self.not_sealed or "not sealed yet"
+        return f"{self.sealed.seq} {self.sealed.digest}"
 
     def record(self) -> dict[str, object]:
         """Everything about the drill that outlives it, as JSON values."""
@@ -280,6 +294,8 @@ def open_drill(spec: DrillSpec, month: str, run_id: str) -> Iterator[DrillRun]:
     with exclusive(home, turn, timeout_seconds, on_wait=wait):
         folder = folder_of(home, spec.name, month, run_id)
         folder.mkdir(parents=True, exist_ok=True)
+        if (folder / FILE_NAME).exists() and is_sealed(home, folder):
+            raise RecoveryError(f"{folder} is sealed: a drill that runs again is a new run")
         forget_record(folder)
         with ResourceMeter() as meter, Sandbox.create(home, spec.name) as sandbox:
             run = DrillRun(
@@ -307,6 +323,20 @@ def open_drill(spec: DrillSpec, month: str, run_id: str) -> Iterator[DrillRun]:
 def _close(run: DrillRun) -> None:
     if not run.metrics:
         run.metrics = metrics_row(run)
+    record = _leave_results(run)
+    try:
+        run.sealed = seal(run.spec.plan.data_home, run.folder, record)
+    except (OSError, RecoveryError) as error:
+        run.not_sealed = f"not sealed: {error}"
+        run.messages.append(run.not_sealed)
+        run.metrics = metrics_row(run)
+        _leave_results(run)
+    folder = str(run.folder)
+    _tell(run, "completion", {"verdict": run.verdict, "folder": folder, "evidence": run.evidence})
+
+
+def _leave_results(run: DrillRun) -> dict[str, object]:
+    """Complete the drill's folder; returns the record. What is sealed then never changes."""
     record = run.record()
     reporting = run.spec.automation.reporting
     if "metrics" in reporting:
@@ -314,7 +344,7 @@ def _close(run: DrillRun) -> None:
     if "detailed_logs" not in reporting:
         (run.folder / "journal.jsonl").unlink(missing_ok=True)
     write_record(run.folder, record)
-    _tell(run, "completion", {"verdict": run.verdict, "folder": str(run.folder)})
+    return record
 
 
 def _tell(run: DrillRun, moment: str, details: dict[str, object]) -> None:

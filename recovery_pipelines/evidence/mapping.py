@@ -1,0 +1,93 @@
+"""Which part of the evidence answers which demand of which standard."""
+
+from typing import NamedTuple
+
+
+class Demand(NamedTuple):
+    standard: str
+    clause: str
+    asks: str
+    answered_by: str
+    not_answered: str
+
+
+DEMANDS = (
+    Demand(
+        "SOC 2",
+        "A1.2",
+        "backup and recovery infrastructure is operated and monitored",
+        "`drill`, `started_at`, `ended_at`, `environment`: which backups were drilled, when, where",
+        "the operation of the backups themselves",
+    ),
+    Demand(
+        "SOC 2",
+        "A1.3",
+        "recovery procedures are tested; integrity and completeness of backups too",
+        "`verdict`, `checks`, `self_test`, `measured`; `record.json`: expected and found",
+        "the revision of the recovery plan after the test",
+    ),
+    Demand(
+        "ISO 27001:2022",
+        "A.8.13",
+        "backup copies are regularly tested, as the policy says",
+        "`drill.month` over the months of the index; `checks`; `snapshots.parquet`",
+        "the policy and its owner",
+    ),
+    Demand(
+        "ISO 27001:2022",
+        "A.5.30",
+        "ICT readiness is tested against continuity objectives",
+        "`measured.recovery_seconds`, `measured.rpo_seconds`",
+        "the objectives",
+    ),
+    Demand(
+        "NIST SP 800-53r5",
+        "CP-4",
+        "the contingency plan is tested; results are reviewed and corrected",
+        "`drill.scenario`, `verdict`, `errors`, `not_tested`; `faults.parquet`; `journal.jsonl`",
+        "reviewer, review date, corrective actions",
+    ),
+    Demand(
+        "NIST SP 800-53r5",
+        "CP-9",
+        "backups are tested for reliability and integrity, by restoring",
+        "`checks.backup_verification`, `checks.checksums_match`; `restore.parquet`",
+        "the protection of the backups' storage",
+    ),
+    Demand(
+        "NIST SP 800-53r5",
+        "CP-10",
+        "recovery to a known state within the time set",
+        "`checks` (a known state: manifest before against manifest after), "
+        "`measured.recovery_seconds`",
+        "the time set",
+    ),
+    Demand(
+        "CIS Controls v8",
+        "11.5",
+        "recovery is tested for a sample of assets, quarterly or more often",
+        "`drill.target`, `drill.month` over the months of the index",
+        "the list of assets in scope",
+    ),
+    Demand(
+        "DORA",
+        "Art. 11",
+        "continuity plans are tested; results are documented",
+        "`drill.scenario`, `verdict`, `not_tested`, the signed entry itself",
+        "the report to the management body",
+    ),
+    Demand(
+        "DORA",
+        "Art. 12",
+        "restores are tested periodically; integrity is checked on recovery",
+        "`checks`, `measured`, `drill.month`; `differences.parquet`",
+        "the segregation of the system restored to",
+    ),
+)
+
+
+def table() -> str:
+    """The mapping as a Markdown table."""
+    rows = [f"| {' | '.join(demand)} |" for demand in DEMANDS]
+    head = "| standard | clause | asks | answered by | not answered here |"
+    return "\n".join([head, "|---|---|---|---|---|", *rows])
