@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 DRILL_PACKAGES := python3-venv tar zstd util-linux
-TEST_PACKAGES := $(DRILL_PACKAGES) acl attr chromium faketime restic
+TEST_PACKAGES := $(DRILL_PACKAGES) acl attr faketime restic
 BENCH_PACKAGES := $(TEST_PACKAGES) b3sum hashdeep rclone rsync xxhash
 
 .PHONY: help setup drill ui test check bench campaign lock clean
