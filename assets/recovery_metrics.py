@@ -1,25 +1,35 @@
 """Stage 6: the drill's metrics row; the end of the drill."""
 
+from collections.abc import Iterator
+
 import dagster as dg
 import pandas as pd
 
+from recovery_pipelines.analysis.objectives import judge_objectives, objective_names
 from recovery_pipelines.drills.data_recovery import measure
 from recovery_pipelines.orchestration.stages import numbers, open_stage, stage_options, upstream
 from recovery_pipelines.plan import DrillSpec
+from recovery_pipelines.verdict import CheckResult, Verdict
 
 STAGE = "recovery_metrics"
 
 
 def build(spec: DrillSpec) -> dg.AssetsDefinition:
-    """The asset `<drill>/recovery_metrics`: one row; its numbers plot over the months."""
+    """The asset `<drill>/recovery_metrics`: one row; its numbers plot over the months.
+
+    The plan's objectives are checks beside it that warn: the restore itself has its own verdict.
+    """
+    objectives = spec.target.objectives
+    key = dg.AssetKey([spec.name, STAGE])
 
     @dg.asset(
         **stage_options(spec, STAGE, "Recovery time by phase, data loss, and what it cost."),
         ins={"differences": upstream(spec, "checksum_validation")},
+        check_specs=[dg.AssetCheckSpec(name, asset=key) for name in objective_names(objectives)],
     )
     def recovery_metrics(
         context: dg.AssetExecutionContext, differences: pd.DataFrame
-    ) -> dg.MaterializeResult[pd.DataFrame]:
+    ) -> Iterator[dg.MaterializeResult[pd.DataFrame]]:
         with open_stage(context, spec, STAGE) as run:
             measure(run)
         context.resources.recovery_drills.close()
@@ -28,6 +38,26 @@ def build(spec: DrillSpec) -> dg.AssetsDefinition:
             "folder": dg.MetadataValue.path(str(run.folder)),
             "evidence_head": dg.MetadataValue.text(run.evidence),
         }
-        return dg.MaterializeResult(value=pd.DataFrame([run.metrics]), metadata=metadata)
+        results = judge_objectives(objectives, run.metrics)
+        yield dg.MaterializeResult(
+            value=pd.DataFrame([run.metrics]),
+            check_results=[_check_result(key, result) for result in results],
+            metadata=metadata,
+        )
 
     return recovery_metrics
+
+
+def _check_result(key: dg.AssetKey, result: CheckResult) -> dg.AssetCheckResult:
+    return dg.AssetCheckResult(
+        check_name=result.name,
+        asset_key=key,
+        passed=result.verdict is Verdict.PASS,
+        severity=dg.AssetCheckSeverity.WARN,
+        metadata={
+            "verdict": str(result.verdict),
+            "expected": result.expected,
+            "found": result.found,
+        },
+        description=result.verdict.explanation,
+    )

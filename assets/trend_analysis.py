@@ -1,18 +1,21 @@
 """Analysis: how each drill's metrics grow, and the recovery time to expect."""
 
+from collections.abc import Sequence
+
 import dagster as dg
 
 from recovery_pipelines.analysis.drills import forecast, trends
 from recovery_pipelines.analysis.history import keep_table
+from recovery_pipelines.analysis.objectives import recovery_time_objectives
 from recovery_pipelines.assets.drill_history import GROUP, read_inputs
 from recovery_pipelines.assets.drill_history import NAME as HISTORY
 from recovery_pipelines.orchestration.stages import numbers, table
-from recovery_pipelines.plan import Plan
+from recovery_pipelines.plan import DrillSpec, Plan
 
 NAME = "trend_analysis"
 
 
-def build(plan: Plan) -> dg.AssetsDefinition:
+def build(plan: Plan, specs: Sequence[DrillSpec]) -> dg.AssetsDefinition:
     """The asset `trend_analysis`: one row per drill and metric; the forecast beside it."""
 
     @dg.asset(
@@ -28,7 +31,7 @@ def build(plan: Plan) -> dg.AssetsDefinition:
         months, said = read_inputs(plan.data_home)
         found = trends(months, said)
         path = keep_table(plan.data_home, NAME, found)
-        ahead = forecast(months, said)
+        ahead = forecast(months, said, recovery_time_objectives(specs))
         keep_table(plan.data_home, "forecast", ahead)
         growing = found[found["outcome"] == "growing"]
         expected = {

@@ -81,7 +81,7 @@ def _analysis_assets(plan: Plan, specs: Sequence[DrillSpec]) -> list[dg.AssetsDe
     wanted = plan.test_framework.reporting.metrics.analysis
     tables = [
         *([baseline_comparison.build(plan)] if wanted.comparison_with_baseline else []),
-        *([trend_analysis.build(plan)] if wanted.trend_analysis else []),
+        *([trend_analysis.build(plan, specs)] if wanted.trend_analysis else []),
         *([anomaly_detection.build(plan)] if wanted.anomaly_detection else []),
     ]
     return [drill_history.build(plan, specs), *tables] if tables else []

@@ -14,15 +14,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from campaigns.false_alarms import YEARS, detections, false_alarms
 from recovery_pipelines.analysis import drills as analysis
 from recovery_pipelines.analysis.acknowledgements import read_acknowledgements
 from recovery_pipelines.analysis.control import MINIMUM_DRILLS, judge
 from recovery_pipelines.analysis.history import METRICS, load_history, missed_months, monthly
+from recovery_pipelines.analysis.objectives import judge_objectives
 from recovery_pipelines.build import build_definitions
 from recovery_pipelines.cli import recovery
 from recovery_pipelines.drills.record import folder_of, write_record
 from recovery_pipelines.errors import RecoveryError
+from recovery_pipelines.plan.model import Objectives
 from recovery_pipelines.sandbox import Lease
+from recovery_pipelines.verdict import Verdict
 from tests.plans import make_plan
 
 DRILL = "corruption_recovery_tar"
@@ -418,6 +422,25 @@ def test_slow_growth_is_one_event() -> None:
     assert event[3] == "open"
 
 
+DECLARED = {"lognormal": 0.5, "log-t5": 1.3, "correlated .5": 0.5, "AR .3": 1.1}
+"""Months with a false alarm, per drill and year; docs/analysis.md has the measured figures."""
+
+
+@pytest.mark.parametrize("kind", DECLARED)
+def test_false_alarms_are_as_rare_as_declared(kind: str) -> None:
+    """A slice of `python -m campaigns.false_alarms`."""
+    drills = 30
+    counts = false_alarms(kind, drills, seed=2)
+    assert sum(counts) <= stats.poisson.ppf(0.999, DECLARED[kind] * drills * YEARS)
+
+
+def test_what_matters_is_found() -> None:
+    """Shares of 12 simulated drills; a rule that says nothing would pass the test above."""
+    assert detections("spike x3", 12, seed=2)["at_once"].mean() >= 0.6
+    assert detections("shift x2", 12, seed=2)["within_6"].mean() >= 0.6
+    assert detections("growth 10 % a month", 12, seed=2)["by_the_end"].mean() >= 0.8
+
+
 # --- acknowledging ------------------------------------------------------------------------
 
 
@@ -497,6 +520,47 @@ def test_a_broken_acknowledgement_is_named_with_its_line(tmp_path: Path) -> None
         read_acknowledgements(tmp_path)
 
 
+# --- objectives ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("drill", "seconds", "verdict"),
+    [
+        ("PASS", 9.9, Verdict.PASS),
+        ("PASS", 10, Verdict.PASS),
+        ("PASS", 10.1, Verdict.FAIL),
+        ("FAIL", 10.1, Verdict.FAIL),
+        ("FAIL", 1.0, Verdict.UNVERIFIED),
+        ("UNVERIFIED", 1.0, Verdict.UNVERIFIED),
+        ("PASS", None, Verdict.UNVERIFIED),
+        ("PASS", float("nan"), Verdict.UNVERIFIED),
+    ],
+)
+def test_an_objective_is_met_only_by_a_verified_restore(
+    drill: str, seconds: float | None, verdict: Verdict
+) -> None:
+    row = {"recovery_seconds": seconds, "verdict": drill}
+    (result,) = judge_objectives(Objectives(rto_seconds=10), row)
+    assert (result.name, result.verdict) == ("rto_met", verdict)
+
+
+def test_a_missed_objective_warns_and_leaves_the_restores_verdict(tmp_path: Path) -> None:
+    objectives = {"rto_seconds": 1e-6, "rpo_seconds": 0}
+    definitions = build_definitions(
+        make_plan(tmp_path, targets__test_dataset__objectives=objectives)
+    )
+    job = definitions.resolve_job_def(DRILL)
+    done = job.execute_in_process(partition_key="2026-11-01")
+    assert months_of(tmp_path / "data")["verdict"].tolist() == ["PASS"]
+    found = {
+        evaluation.check_name: (evaluation.passed, evaluation.severity)
+        for evaluation in done.get_asset_check_evaluations()
+        if evaluation.check_name in ("rto_met", "rpo_met")
+    }
+    warning = dg.AssetCheckSeverity.WARN
+    assert found == {"rto_met": (False, warning), "rpo_met": (True, warning)}
+
+
 # --- in Dagster ---------------------------------------------------------------------------
 
 
@@ -544,6 +608,8 @@ def test_a_drill_that_ended_refreshes_the_analysis_passed_or_not(
     steps = "test_framework__test_scenarios__data_recovery__scenarios__0__steps"
     no_recovery = ["create_test_dataset", "simulate_corruption", "validate_data"]
     definitions = build_definitions(make_plan(tmp_path, **{steps: no_recovery}))
+    (sensor,) = (s for s in definitions.sensors or [] if s.name == "recovery_analysis")
+    assert sensor.default_status is dg.DefaultSensorStatus.RUNNING
     cursor = None
 
     def requested() -> set[str]:

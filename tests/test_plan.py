@@ -11,6 +11,7 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
+from recovery_pipelines.analysis.objectives import judge_objectives
 from recovery_pipelines.build import build_definitions
 from recovery_pipelines.drills.data_recovery import carry_out
 from recovery_pipelines.drills.failure import tell_failure
@@ -291,6 +292,20 @@ def effect_metrics(group: str, column: str) -> Callable[..., None]:
     return effect
 
 
+def effect_objective(key: str, metric: str) -> Callable[..., None]:
+    def effect(tmp_path: Path, drill: Drill) -> None:
+        check = key.replace("_seconds", "_met")
+        assert check not in check_names(tmp_path)
+        tight, wide = ({f"targets__test_dataset__objectives__{key}": v} for v in (0.0001, 1e6))
+        assert check in check_names(tmp_path, **tight)
+        row = drill().metrics | {metric: 5.0}
+        for changes, verdict in ((tight, Verdict.FAIL), (wide, Verdict.PASS)):
+            objectives = make_spec(tmp_path, **changes).target.objectives
+            assert [result.verdict for result in judge_objectives(objectives, row)] == [verdict]
+
+    return effect
+
+
 def effect_analysis(key: str, asset: str) -> Callable[..., None]:
     def effect(tmp_path: Path, drill: Drill) -> None:
         def assets(**changes: Any) -> set[str]:
@@ -316,6 +331,8 @@ EFFECTS: dict[str, Callable[..., None]] = {
     "targets.recovery": effect_recovery,
     "targets.faults.kinds": effect_fault_kinds,
     "targets.faults.count": effect_fault_count,
+    "targets.objectives.rto_seconds": effect_objective("rto_seconds", "recovery_seconds"),
+    "targets.objectives.rpo_seconds": effect_objective("rpo_seconds", "rpo_seconds"),
     "targets.not_kept": effect_not_kept,
     "teams.log": effect_channel_log,
     "teams.file": effect_channel_file,

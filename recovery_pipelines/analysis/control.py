@@ -20,6 +20,7 @@ TREND_ALPHA = 0.0008
 
 _PRIOR_DRILLS = 4
 _PRIOR_DEVIATION = 0.2
+_POOLED_DRILLS = 6
 _WEIGHT = 0.2
 _AVERAGE_DEVIATION = (_WEIGHT / (2 - _WEIGHT)) ** 0.5
 _SCORE_LIMIT = 3.0
@@ -120,14 +121,21 @@ def trend_p_value(logs: Floats) -> float:
 
 
 def _baseline(logs: Floats, member: Bools) -> tuple[NDArray[np.int64], Floats, Floats]:
-    """Count, mean and moderated standard deviation of the members, by metric."""
+    """Count, mean and moderated standard deviation of the members, by metric.
+
+    A deviation from few drills is drawn towards that of all the drill's metrics, or towards 0.2 if
+    that is more (or not yet known).
+    """
     count = member.sum(axis=0)
     kept = np.where(member, logs, 0.0)
     with np.errstate(invalid="ignore", divide="ignore"):
         mean = kept.sum(axis=0) / count
         squares = np.where(member, (logs - mean) ** 2, 0.0).sum(axis=0)
+        enough = count >= _POOLED_DRILLS
+        pooled = (squares[enough] / (count[enough] - 1)).mean() if enough.any() else 0.0
+        prior = max(_PRIOR_DEVIATION**2, pooled)
         freedom = _PRIOR_DRILLS + count - 1
-        deviation = np.sqrt((_PRIOR_DRILLS * _PRIOR_DEVIATION**2 + squares) / freedom)
+        deviation = np.sqrt((_PRIOR_DRILLS * prior + squares) / freedom)
     return count, mean, deviation
 
 

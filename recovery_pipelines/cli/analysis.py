@@ -8,6 +8,7 @@ import pandas as pd
 from recovery_pipelines.analysis import drills
 from recovery_pipelines.analysis.acknowledgements import read_acknowledgements
 from recovery_pipelines.analysis.history import load_history, missed_months, monthly
+from recovery_pipelines.analysis.objectives import recovery_time_objectives
 from recovery_pipelines.cli.plan import plan_option
 from recovery_pipelines.plan import find_plan, load_plan
 
@@ -21,7 +22,8 @@ def command() -> None:
 @plan_option
 def show(plan_path: Path | None) -> None:
     """Print what the drills prove, baselines, growth, the forecast and anomalies."""
-    home = load_plan(plan_path or find_plan()).data_home
+    plan = load_plan(plan_path or find_plan())
+    home, objectives = plan.data_home, recovery_time_objectives(plan.drills())
     history = load_history(home)
     months, said = monthly(history), read_acknowledgements(home)
     problems = history[history["problem"].notna()]
@@ -31,7 +33,7 @@ def show(plan_path: Path | None) -> None:
         "Damaged records": problems[["drill", "month", "run_id", "problem"]],
         "Newest month against the baseline": drills.compare_with_baseline(months, said),
         "Growth": drills.trends(months, said),
-        "Recovery time to expect": drills.forecast(months, said),
+        "Recovery time to expect": drills.forecast(months, said, objectives),
         "Anomalies": drills.anomalies(months, said),
     }
     for title, table in tables.items():

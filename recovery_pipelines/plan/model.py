@@ -12,6 +12,8 @@ from pydantic import (
     ByteSize,
     ConfigDict,
     Field,
+    NonNegativeFloat,
+    PositiveFloat,
     PositiveInt,
     field_validator,
     model_validator,
@@ -258,6 +260,15 @@ class Faults(_Strict):
     """How many faults are injected, kinds taken in turn; if left out, each kind once."""
 
 
+class Objectives(_Strict):
+    """What recovery must achieve. A miss is a finding of its own; it does not undo a restore."""
+
+    rto_seconds: PositiveFloat | None = None
+    """Longest acceptable time from the detection of damage to verified, published data."""
+    rpo_seconds: NonNegativeFloat | None = None
+    """Longest acceptable stretch of lost writes."""
+
+
 def _engine_names(value: object) -> object:
     return (value,) if isinstance(value, str) else value
 
@@ -275,6 +286,7 @@ class Target(_Strict):
     recovery: Literal["selective", "full"] = "selective"
     """What `trigger_recovery` restores: only what is damaged, or everything."""
     faults: Faults = Faults()
+    objectives: Objectives = Objectives()
     not_kept: tuple[Aspect, ...] = ()
     """Aspects that the target does not promise to keep; recorded in every result."""
 
