@@ -19,9 +19,10 @@ import psutil
 
 from campaigns.history import MONTH, drill_of, new_run_id, plan_text
 from campaigns.injections import Row
+from recovery_pipelines.drills.lifecycle import open_drill
 from recovery_pipelines.drills.record import FILE_NAME as RECORD
 from recovery_pipelines.drills.record import folder_of, read_record
-from recovery_pipelines.drills.run import STAGES, open_drill
+from recovery_pipelines.drills.run import STAGES
 from recovery_pipelines.errors import RecoveryError
 from recovery_pipelines.plan import DrillSpec, load_plan
 from recovery_pipelines.sandbox import exclusive, reap

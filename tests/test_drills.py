@@ -16,8 +16,8 @@ from recovery_pipelines.drills.data_recovery import (
     create_test_dataset,
     recover,
 )
+from recovery_pipelines.drills.lifecycle import open_drill
 from recovery_pipelines.drills.record import DrillRecord
-from recovery_pipelines.drills.run import open_drill
 from recovery_pipelines.engines.base import Snapshot
 from recovery_pipelines.engines.tar import TarEngine
 from recovery_pipelines.verdict import CheckResult, Verdict
@@ -185,7 +185,7 @@ def test_an_empty_target_never_passes(tmp_path: Path, scenario: str, holds: str)
 def test_a_check_that_cannot_fail_makes_the_drill_invalid(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    blind = type(checks.CRITERIA[name])
+    blind = checks.CRITERIA[name]
     monkeypatch.setattr(
         blind, "run", lambda self, state: CheckResult(self.name, Verdict.PASS, "all", "all")
     )

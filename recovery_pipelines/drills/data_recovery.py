@@ -25,11 +25,12 @@ from recovery_pipelines.checks import (
     self_test_verdict,
 )
 from recovery_pipelines.dataset import build_dataset, change_dataset, copy_tree
+from recovery_pipelines.drills.lifecycle import open_drill
 from recovery_pipelines.drills.metrics import metrics_row
 from recovery_pipelines.drills.preparation import prepare
 from recovery_pipelines.drills.publish import paths_to_restore, publish
 from recovery_pipelines.drills.record import DrillRecord, folder_of, read_record
-from recovery_pipelines.drills.run import DrillRun, open_drill
+from recovery_pipelines.drills.run import DrillRun
 from recovery_pipelines.engines.base import Snapshot, engine_class
 from recovery_pipelines.errors import EngineError, PlanError, RecoveryError
 from recovery_pipelines.faults.base import Family, InjectedFault, Layer

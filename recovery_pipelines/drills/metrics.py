@@ -1,17 +1,14 @@
 """The metrics row of a drill: the columns that the plan's `reporting.metrics.collection` names."""
 
 from time import monotonic
-from typing import TYPE_CHECKING
 
+from recovery_pipelines.drills.run import DrillRun
 from recovery_pipelines.verdict import Verdict
-
-if TYPE_CHECKING:
-    from recovery_pipelines.drills.run import DrillRun
 
 RECOVERY_PHASES = ("detect", "fetch", "verify", "publish")
 
 
-def metrics_row(run: "DrillRun") -> dict[str, object]:
+def metrics_row(run: DrillRun) -> dict[str, object]:
     """One row: what identifies the drill, its verdict, and the collected metrics.
 
     Times are seconds on the monotonic clock. `recovery_seconds` runs from the detection of the
@@ -46,13 +43,13 @@ def metrics_row(run: "DrillRun") -> dict[str, object]:
     return row
 
 
-def _recovery_time(run: "DrillRun") -> dict[str, object]:
+def _recovery_time(run: DrillRun) -> dict[str, object]:
     phases = {f"{name}_seconds": run.phases.get(name) for name in RECOVERY_PHASES}
     seconds = sum(run.phases.get(name, 0.0) for name in RECOVERY_PHASES)
     return {"recovery_seconds": seconds if run.published else None, **phases}
 
 
-def _rpo_seconds(run: "DrillRun") -> float | None:
+def _rpo_seconds(run: DrillRun) -> float | None:
     if not run.published or run.damaged_at is None:
         return None
     if run.lost_entries and run.first_lost_write_at is not None:
@@ -60,7 +57,7 @@ def _rpo_seconds(run: "DrillRun") -> float | None:
     return 0.0
 
 
-def _resources(run: "DrillRun") -> dict[str, dict[str, object]]:
+def _resources(run: DrillRun) -> dict[str, dict[str, object]]:
     use = run.meter.use()
     return {
         "cpu_usage": {"cpu_seconds": use.cpu_seconds},
@@ -74,7 +71,7 @@ def _resources(run: "DrillRun") -> dict[str, dict[str, object]]:
     }
 
 
-def _errors(run: "DrillRun") -> dict[str, dict[str, object]]:
+def _errors(run: DrillRun) -> dict[str, dict[str, object]]:
     failed = [check.name for check in run.checks if check.verdict is not Verdict.PASS]
     resolved = run.published and run.damaged_at is not None and not failed and not run.errors
     seconds = monotonic() - run.damaged_at if resolved and run.damaged_at is not None else None

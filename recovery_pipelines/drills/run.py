@@ -1,14 +1,12 @@
 """One drill being carried out: its sandbox, clock, journal and record.
 
-`open_drill` owns what must happen on every way out: the record is written and sealed, the sandbox
-is destroyed, the teams are told. What the stages of a scenario do is in their own modules.
+What begins and ends a drill is in `lifecycle`; what the stages of a scenario do is in their own
+modules.
 """
 
 import hashlib
 import json
 import logging
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,21 +14,17 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from random import Random
-from types import FrameType
 
 import pandas as pd
 
-from recovery_pipelines.drills.metrics import metrics_row
-from recovery_pipelines.drills.record import FILE_NAME, folder_of, forget_record, write_record
 from recovery_pipelines.drills.resources import ResourceMeter
 from recovery_pipelines.engines.base import Engine, engine_class
-from recovery_pipelines.errors import DrillTimeout, RecoveryError
-from recovery_pipelines.evidence import Entry, is_sealed, seal
+from recovery_pipelines.errors import DrillTimeout
+from recovery_pipelines.evidence import Entry
 from recovery_pipelines.manifest import Summary
-from recovery_pipelines.notify import notify
 from recovery_pipelines.plan import DrillSpec
 from recovery_pipelines.plan.model import SCENARIO_STEPS
-from recovery_pipelines.sandbox import Sandbox, Tree, exclusive, reap
+from recovery_pipelines.sandbox import Sandbox, Tree
 from recovery_pipelines.verdict import CheckResult, Verdict, worst
 
 log = logging.getLogger("recovery_pipelines")
@@ -93,8 +87,9 @@ class DrillRun:
     """The drill's entry in the chain of evidence, once it has ended."""
     not_sealed: str = ""
     """Why there is none."""
-    _deadline: float = 0.0
-    _in_stage: bool = False
+    deadline: float = 0.0
+    """On the monotonic clock."""
+    in_stage: bool = False
 
     # --- where things are ---------------------------------------------------------------
 
@@ -140,7 +135,7 @@ class DrillRun:
 
     def remaining_seconds(self) -> float:
         """Time left before the plan's timeout; raises DrillTimeout if there is none."""
-        remaining = self._deadline - time.monotonic()
+        remaining = self.deadline - time.monotonic()
         if remaining <= 0:
             raise DrillTimeout(
                 f"the drill ran into its timeout of {self.spec.controls.timeout} s: raise "
@@ -160,14 +155,14 @@ class DrillRun:
         self.journal(step=step, stage=name, event="started")
         try:
             self.remaining_seconds()
-            self._in_stage = True
+            self.in_stage = True
             yield True
         except BaseException as error:
-            self._in_stage = False
+            self.in_stage = False
             self.note_error(error)
             self.journal(step=step, stage=name, event="failed", error=str(error))
             raise
-        self._in_stage = False
+        self.in_stage = False
         elapsed = time.monotonic() - began
         self.journal(step=step, stage=name, event="finished", seconds=round(elapsed, 3))
 
@@ -272,103 +267,3 @@ class DrillRun:
             "metrics": self.metrics,
             "system_snapshot": self.system_snapshot,
         }
-
-
-@contextmanager
-def open_drill(spec: DrillSpec, month: str, run_id: str) -> Iterator[DrillRun]:
-    """Carry out one drill inside the block; see the module's text for the guarantees.
-
-    Waits for its turn unless the plan allows `parallel_tests`. Raises DrillTimeout out of the
-    block when the plan's timeout is reached.
-    """
-    home = spec.plan.data_home
-    home.mkdir(parents=True, exist_ok=True)
-    for removed in reap(home):
-        log.warning("removed what a killed drill left behind: %s", removed)
-    timeout_seconds = spec.controls.timeout
-
-    def wait(holder: str) -> None:
-        log.info("%s waits for %s to end", spec.name, holder)
-
-    turn = spec.name if spec.controls.parallel_tests else "drills"
-    with exclusive(home, turn, timeout_seconds, on_wait=wait):
-        folder = folder_of(home, spec.name, month, run_id)
-        folder.mkdir(parents=True, exist_ok=True)
-        if (folder / FILE_NAME).exists() and is_sealed(home, folder):
-            raise RecoveryError(f"{folder} is sealed: a drill that runs again is a new run")
-        forget_record(folder)
-        with ResourceMeter() as meter, Sandbox.create(home, spec.name) as sandbox:
-            run = DrillRun(
-                spec=spec,
-                month=month,
-                run_id=run_id,
-                sandbox=sandbox,
-                folder=folder,
-                meter=meter,
-                started_at=datetime.now(UTC),
-                _deadline=time.monotonic() + timeout_seconds,
-            )
-            _tell(run, "start", {})
-            try:
-                with _alarm(run, timeout_seconds):
-                    yield run
-            except BaseException as error:
-                if not run.errors:
-                    run.note_error(error)
-                raise
-            finally:
-                _close(run)
-
-
-def _close(run: DrillRun) -> None:
-    if not run.metrics:
-        run.metrics = metrics_row(run)
-    record = _leave_results(run)
-    try:
-        run.sealed = seal(run.spec.plan.data_home, run.folder, record)
-    except (OSError, RecoveryError) as error:
-        run.not_sealed = f"not sealed: {error}"
-        run.messages.append(run.not_sealed)
-        run.metrics = metrics_row(run)
-        _leave_results(run)
-    folder = str(run.folder)
-    _tell(run, "completion", {"verdict": run.verdict, "folder": folder, "evidence": run.evidence})
-
-
-def _leave_results(run: DrillRun) -> dict[str, object]:
-    """Complete the drill's folder; returns the record. What is sealed then never changes."""
-    record = run.record()
-    reporting = run.spec.automation.reporting
-    if "metrics" in reporting:
-        run.keep("metrics", pd.DataFrame([run.metrics]))
-    if "detailed_logs" not in reporting:
-        (run.folder / "journal.jsonl").unlink(missing_ok=True)
-    write_record(run.folder, record)
-    return record
-
-
-def _tell(run: DrillRun, moment: str, details: dict[str, object]) -> None:
-    notifications = run.spec.plan.test_framework.test_execution.preparation.notifications
-    teams: tuple[str, ...] = getattr(notifications, moment)
-    subject = f"recovery drill {run.spec.name} {run.month}: {moment}"
-    notify(run.spec.plan, teams, subject, {"drill": run.spec.name, "month": run.month, **details})
-
-
-@contextmanager
-def _alarm(run: DrillRun, timeout_seconds: float) -> Iterator[None]:
-    """Interrupt a stage that runs past the timeout, wherever it is (main thread only)."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def ring(_signal: int, _frame: FrameType | None) -> None:
-        if run._in_stage:
-            run.remaining_seconds()
-
-    previous = signal.signal(signal.SIGALRM, ring)
-    signal.setitimer(signal.ITIMER_REAL, timeout_seconds + 0.01)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, previous)

@@ -5,7 +5,8 @@ from contextlib import ExitStack, contextmanager
 
 import dagster as dg
 
-from recovery_pipelines.drills.run import STAGES, DrillRun, open_drill
+from recovery_pipelines.drills.lifecycle import open_drill
+from recovery_pipelines.drills.run import STAGES, DrillRun
 from recovery_pipelines.errors import RecoveryError
 from recovery_pipelines.plan import DrillSpec
 
