@@ -70,7 +70,9 @@ def open_stage(
 
 def check_specs(spec: DrillSpec, stage: str, names: Sequence[str]) -> list[dg.AssetCheckSpec]:
     key = dg.AssetKey([spec.name, stage])
-    return [dg.AssetCheckSpec(name, asset=key, blocking=True) for name in names]
+    return [
+        dg.AssetCheckSpec(name, asset=key, blocking=True, partitions_def=MONTHS) for name in names
+    ]
 
 
 def check_results(
