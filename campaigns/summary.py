@@ -53,7 +53,8 @@ def failures(tables: Mapping[str, pd.DataFrame]) -> list[str]:
         rows = tables["clean_runs"]
         where = ("engine", "seed", "generation")
         lost = known_loss(rows)
-        demand_none("false alarms on clean runs", rows[~lost & _alarmed(rows)], *where)
+        demand_none("wrong without a fault", rows[~lost & rows["differs"]], *where, "differences")
+        demand_none("false alarms on clean runs", rows[_alarmed(rows)], *where)
         unseen = lost & (rows["directory_structure_intact"] != "FAIL")
         demand_none("a tool's loss missed", rows[unseen], *where)
     if "kills" in tables:
@@ -166,6 +167,7 @@ def _clean_runs(rows: pd.DataFrame) -> str:
                 "engine": engine,
                 "data sets": group["seed"].nunique(),
                 "restores": len(group),
+                "wrong": int(group["differs"].sum()),
                 "false alarms": alarms,
                 "rate, 95 % interval": _interval(alarms, len(group)),
                 "self-tests": int(group["self_test"].notna().sum()),
@@ -174,8 +176,8 @@ def _clean_runs(rows: pd.DataFrame) -> str:
         )
     alarms = int(_alarmed(rows).sum())
     text = (
-        f"{len(rows)} restores without a fault; false alarms: {alarms} "
-        f"(95 % interval of the rate: {_interval(alarms, len(rows))})."
+        f"{len(rows)} restores without a fault; wrong: {rows['differs'].sum()}; "
+        f"false alarms: {alarms} (95 % interval of the rate: {_interval(alarms, len(rows))})."
     )
     sections = ["## Clean runs", text, _table(totals)]
     if len(lost):
@@ -264,7 +266,7 @@ def _silent(rows: pd.DataFrame) -> "pd.Series[bool]":
 
 def _alarmed(rows: pd.DataFrame) -> "pd.Series[bool]":
     self_test_failed = rows["self_test"].notna() & (rows["self_test"] != "PASS")
-    return rows["differs"] | rows["detected"] | ~_passed(rows) | self_test_failed
+    return ~rows["differs"] & (rows["detected"] | ~_passed(rows) | self_test_failed)
 
 
 def _filled(rows: pd.DataFrame, name: str) -> "pd.Series[bool]":
