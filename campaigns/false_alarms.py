@@ -98,7 +98,8 @@ def _rates(drills: int, seed: int) -> Iterator[dict[str, object]]:
     for kind in NOISE:
         counts = false_alarms(kind, drills, seed)
         years = drills * YEARS
-        low, high = stats.poisson.interval(0.95, max(sum(counts), 1))
+        low = stats.chi2.ppf(0.025, 2 * sum(counts)) / 2 if sum(counts) else 0.0
+        high = stats.chi2.ppf(0.975, 2 * sum(counts) + 2) / 2
         yield {
             "noise": kind,
             "drill-years": years,
