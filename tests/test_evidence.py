@@ -64,6 +64,7 @@ def record_of(number: int, month: str = MONTH) -> dict[str, Any]:
         "errors": [],
         "messages": ["salaries.csv was odd"],
         "not_tested": [],
+        "objectives": {"rto_seconds": 60.0, "rpo_seconds": None},
         "metrics": {"files": 3, "recovery_seconds": 1.5, "rpo_seconds": None},
         "system_snapshot": {"host": "drillhost", "engine_version": "1.34", "load_1m": 0.5},
     }
@@ -167,6 +168,7 @@ def test_envelopes_name_no_files_of_the_target_and_hold_no_key(made: Path) -> No
     predicate = read_chain(made).head.predicate
     assert predicate["checks"] == {"checksums_match": "PASS"}
     assert predicate["measured"] == {"files": 3, "recovery_seconds": 1.5, "rpo_seconds": None}
+    assert predicate["objectives"] == {"rto_seconds": 60.0, "rpo_seconds": None}
     assert predicate["self_test"] == {"copies": 1, "judged_rightly": 1}
 
 

@@ -264,6 +264,7 @@ class DrillRun:
             "errors": self.errors,
             "messages": self.messages,
             "not_tested": self.not_tested,
+            "objectives": self.spec.target.objectives.model_dump(),
             "metrics": self.metrics,
             "system_snapshot": self.system_snapshot,
         }

@@ -37,8 +37,8 @@ DEMANDS = (
         "ISO 27001:2022",
         "A.5.30",
         "ICT readiness is tested against continuity objectives",
-        "`measured.recovery_seconds`, `measured.rpo_seconds`",
-        "the objectives",
+        "`objectives` beside `measured.recovery_seconds` and `measured.rpo_seconds`",
+        "where the objectives come from",
     ),
     Demand(
         "NIST SP 800-53r5",
@@ -59,8 +59,8 @@ DEMANDS = (
         "CP-10",
         "recovery to a known state within the time set",
         "`checks` (a known state: manifest before against manifest after), "
-        "`measured.recovery_seconds`",
-        "the time set",
+        "`objectives.rto_seconds`, `measured.recovery_seconds`",
+        "the recovery of the production system itself",
     ),
     Demand(
         "CIS Controls v8",

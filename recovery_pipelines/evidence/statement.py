@@ -55,6 +55,7 @@ def drill_statement(
         },
         "errors": record["errors"],
         "not_tested": record["not_tested"],
+        "objectives": record["objectives"],
         "measured": {name: metrics[name] for name in _MEASURED if name in metrics},
         "environment": {name: snapshot[name] for name in _ENVIRONMENT if name in snapshot},
     }
