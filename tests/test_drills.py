@@ -20,6 +20,7 @@ from recovery_pipelines.drills.lifecycle import open_drill
 from recovery_pipelines.drills.record import DrillRecord
 from recovery_pipelines.engines.base import Snapshot
 from recovery_pipelines.engines.tar import TarEngine
+from recovery_pipelines.plan.model import SCENARIO_STEPS
 from recovery_pipelines.verdict import CheckResult, Verdict
 from tests.plans import MONTH, make_spec
 
@@ -179,6 +180,21 @@ def test_an_empty_target_never_passes(tmp_path: Path, scenario: str, holds: str)
         (tree / "a" / "b").mkdir(parents=True)
     record = drill(tmp_path, scenario, targets={"empty": {"path": str(tree), "engines": ["tar"]}})
     assert record.verdict is not Verdict.PASS
+
+
+@pytest.mark.parametrize("left_out", ["simulate_data_loss", "perform_incremental_restore"])
+def test_a_drill_without_damage_or_recovery_never_passes(tmp_path: Path, left_out: str) -> None:
+    steps = [step for step in SCENARIO_STEPS["incremental_recovery"] if step != left_out]
+    key = "test_framework__test_scenarios__data_recovery__scenarios__1__steps"
+    record = drill(tmp_path, **{key: steps})
+    assert record.verdict in (Verdict.UNVERIFIED, Verdict.FAIL), record.reason
+    assert not record.errors
+
+
+def test_a_fault_that_changes_nothing_proves_nothing(tmp_path: Path) -> None:
+    faults = {"kinds": ["zeros_to_hole"], "count": 1}
+    record = drill(tmp_path, "corruption_recovery", targets__test_dataset__faults=faults)
+    assert record.verdict is Verdict.UNVERIFIED
 
 
 @pytest.mark.parametrize("name", CRITERIA)

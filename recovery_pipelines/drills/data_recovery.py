@@ -182,8 +182,7 @@ def validate(run: DrillRun, faults: pd.DataFrame) -> pd.DataFrame:
             run.checks += _merge_results(
                 {generation: run_checks(criteria, state) for generation, state in states.items()}
             )
-            if len(faults):
-                run.checks.append(_detection_check(run, faults))
+            run.checks.append(_detection_check(run, faults))
             _measure_loss(run)
             scratch = run.sandbox.tree("canaries")
             newest = states[run.newest_generation]
@@ -407,21 +406,23 @@ def _merge_results(results: dict[int, list[CheckResult]]) -> list[CheckResult]:
 
 def _detection_check(run: DrillRun, faults: pd.DataFrame) -> CheckResult:
     """Every fault that changed data must show in the comparison made before the recovery."""
-    differences = pd.read_parquet(run.folder / "damage.parquet")
-    seen = set(differences["path"])
+    name = "all_faults_detected"
+    damaging = faults[faults["changes_data"].astype(bool)].to_dict("records")
+    expected = f"{len(damaging)} faults that change data are detected"
+    detected = run.folder / "damage.parquet"
+    if not damaging or not detected.exists():
+        why = (
+            "no detection ran" if damaging else "no fault changed data: there was nothing to detect"
+        )
+        return CheckResult(name, Verdict.UNVERIFIED, expected, why)
+    seen = set(pd.read_parquet(detected)["path"])
     missed = [
         f"{fault['kind']} at {os.fsdecode(fault['path'])!r}"
-        for fault in faults.to_dict("records")
-        if fault["changes_data"] and not _is_covered(fault["path"], seen)
+        for fault in damaging
+        if not _is_covered(fault["path"], seen)
     ]
-    silent = int((~faults["changes_data"].astype(bool)).sum())
-    expected = f"{len(faults) - silent} faults that change data are detected"
-    found = f"{len(faults) - silent - len(missed)} detected" + "".join(
-        f"; missed: {name}" for name in missed
-    )
-    return CheckResult(
-        "all_faults_detected", Verdict.INVALID if missed else Verdict.PASS, expected, found
-    )
+    found = "; missed: ".join([f"{len(damaging) - len(missed)} detected", *missed])
+    return CheckResult(name, Verdict.INVALID if missed else Verdict.PASS, expected, found)
 
 
 def _is_covered(path: bytes, seen: set[bytes]) -> bool:
@@ -434,7 +435,7 @@ def _is_covered(path: bytes, seen: set[bytes]) -> bool:
 
 def _measure_loss(run: DrillRun) -> None:
     """What the recovered data lacks of what was there at the moment of the damage."""
-    if run.spec.scenario.name == "incremental_recovery":
+    if run.spec.scenario.name == "incremental_recovery" and run.damaged_at is not None:
         before = run.manifest_path("before-loss")
         after = run.manifest_path(f"recovered-{run.newest_generation}")
         run.lost_entries = _entries_in(_compare(run, before, after))
