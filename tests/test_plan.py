@@ -264,11 +264,15 @@ def effect_failure_handling(tmp_path: Path, drill: Drill) -> None:
     from recovery_pipelines.orchestration.resources import OpenDrills
 
     for handling, started in (("stop_and_notify", False), ("continue_and_notify", True)):
-        spec = make_spec(tmp_path, **{f"{CONTROLS}__failure_handling": handling})
-        drills = OpenDrills("run")
-        drills.stage(spec, MONTH, "test_dataset").errors.append("Broken")
+        changes = {f"{CONTROLS}__failure_handling": handling}
+        first, second = (
+            make_spec(tmp_path, scenario, **changes)
+            for scenario in ("corruption_recovery", "incremental_recovery")
+        )
+        drills = OpenDrills(f"run-{handling}")
+        drills.stage(first, MONTH, "test_dataset").errors.append("Broken")
         try:
-            drills.stage(spec, MONTH, "test_dataset")
+            drills.stage(second, MONTH, "test_dataset")
         except Exception as error:
             assert not started, error
         else:
