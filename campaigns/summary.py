@@ -191,6 +191,8 @@ def _clean_runs(rows: pd.DataFrame) -> str:
 
 
 def _kills(rows: pd.DataFrame) -> str:
+    ended = int(rows["finished"].sum())
+    rows = rows[~rows["finished"]]
     totals = []
     for scenario, group in rows.groupby("scenario", sort=False):
         again = group["run_again"].dropna()
@@ -211,7 +213,8 @@ def _kills(rows: pd.DataFrame) -> str:
     left = int(_filled(rows, "leftovers").sum())
     text = (
         f"{len(rows)} kills; with something left after the next start: {left} "
-        f"(95 % interval of the rate: {_interval(left, len(rows))})."
+        f"(95 % interval of the rate: {_interval(left, len(rows))}). "
+        f"Not counted: {ended} drills that ended before their kill."
     )
     return "\n\n".join(["## Kills", text, _table(totals)])
 
