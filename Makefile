@@ -3,8 +3,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-DRILL_PACKAGES := python3-venv tar zstd util-linux
-TEST_PACKAGES := $(DRILL_PACKAGES) acl attr faketime restic
+DRILL_PACKAGES := python3-venv tar zstd util-linux libpango-1.0-0 libpangoft2-1.0-0 libharfbuzz-subset0
+TEST_PACKAGES := $(DRILL_PACKAGES) acl attr chromium faketime openssl restic
 BENCH_PACKAGES := $(TEST_PACKAGES) b3sum hashdeep rclone rsync xxhash
 
 .PHONY: help setup drill ui test check bench campaign lock clean
@@ -51,10 +51,10 @@ campaign: .venv/installed-dev  ## Many injections, clean runs and kills
 
 lock: .venv/installed-dev  ## Lock the dependencies anew
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
-		--no-strip-extras --no-emit-find-links --no-emit-index-url pyproject.toml --extra ui --group build \
+		--no-strip-extras --no-emit-find-links --no-emit-index-url pyproject.toml --extra timestamp --extra ui --group build \
 		--output-file requirements.lock
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
-		--no-strip-extras --no-emit-find-links --no-emit-index-url pyproject.toml --extra ui --group build --group dev \
+		--no-strip-extras --no-emit-find-links --no-emit-index-url pyproject.toml --extra timestamp --extra ui --group build --group dev \
 		--constraint requirements.lock --output-file requirements-dev.lock
 
 clean:  ## Remove what drills and tools wrote, not the results' home

@@ -353,7 +353,7 @@ def compare_rows(rows: int, scratch: Path, rounds: int) -> None:
 @click.command()
 @click.option("--tree", type=click.Choice(["tiny", "small", "large", "1m"]), multiple=True)
 @click.option("--files", default=40_000, help="Files of the trees tiny and small.")
-@click.option("--large-mib", default=512, help="Size of each of the four large files.")
+@click.option("--large-mib", default=1536, help="Size of each of the four large files.")
 @click.option("--rounds", default=3)
 @click.option("--cold", is_flag=True, help="Measure small files from a cold disk.")
 @click.option("--compare-rows", "rows", type=int, help="Compare two manifests of so many rows.")
