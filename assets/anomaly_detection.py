@@ -4,8 +4,7 @@ import dagster as dg
 
 from recovery_pipelines.analysis.drills import anomalies
 from recovery_pipelines.analysis.history import keep_table
-from recovery_pipelines.assets.drill_history import GROUP, read_inputs
-from recovery_pipelines.assets.drill_history import NAME as HISTORY
+from recovery_pipelines.assets.drill_history import read_inputs, table_options
 from recovery_pipelines.orchestration.stages import table
 from recovery_pipelines.plan import Plan
 
@@ -16,14 +15,11 @@ def build(plan: Plan) -> dg.AssetsDefinition:
     """The asset `anomaly_detection`: one row per event."""
 
     @dg.asset(
-        name=NAME,
-        group_name=GROUP,
-        deps=[HISTORY],
-        automation_condition=dg.AutomationCondition.eager(),
-        kinds={"parquet"},
-        description="Unusual values, level shifts and trends, each as one event until it is over. "
-        "`recovery analysis acknowledge` answers one.",
-        code_version="1",
+        **table_options(
+            NAME,
+            "Unusual values, level shifts and trends, each as one event until it is over. "
+            "`recovery analysis acknowledge` answers one.",
+        )
     )
     def anomaly_detection() -> dg.MaterializeResult[None]:
         events = anomalies(*read_inputs(plan.data_home))

@@ -4,8 +4,7 @@ import dagster as dg
 
 from recovery_pipelines.analysis.drills import INSUFFICIENT, compare_with_baseline
 from recovery_pipelines.analysis.history import keep_table
-from recovery_pipelines.assets.drill_history import GROUP, read_inputs
-from recovery_pipelines.assets.drill_history import NAME as HISTORY
+from recovery_pipelines.assets.drill_history import read_inputs, table_options
 from recovery_pipelines.orchestration.stages import numbers, table
 from recovery_pipelines.plan import Plan
 
@@ -16,13 +15,9 @@ def build(plan: Plan) -> dg.AssetsDefinition:
     """The asset `baseline_comparison`: one row per drill and metric."""
 
     @dg.asset(
-        name=NAME,
-        group_name=GROUP,
-        deps=[HISTORY],
-        automation_condition=dg.AutomationCondition.eager(),
-        kinds={"parquet"},
-        description="Each drill's newest month against its baseline, the months before it.",
-        code_version="1",
+        **table_options(
+            NAME, "Each drill's newest month against its baseline, the months before it."
+        )
     )
     def baseline_comparison() -> dg.MaterializeResult[None]:
         compared = compare_with_baseline(*read_inputs(plan.data_home))

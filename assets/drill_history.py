@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 import pandas as pd
@@ -73,6 +74,19 @@ def build(plan: Plan, specs: Sequence[DrillSpec]) -> dg.AssetsDefinition:
         )
 
     return drill_history
+
+
+def table_options(name: str, what: str) -> dict[str, Any]:
+    """The arguments of `@dg.asset` for a table that is made of the history."""
+    return {
+        "name": name,
+        "group_name": GROUP,
+        "deps": [NAME],
+        "automation_condition": dg.AutomationCondition.eager(),
+        "kinds": {"parquet"},
+        "description": what,
+        "code_version": "1",
+    }
 
 
 def read_inputs(home: Path) -> tuple[pd.DataFrame, list[Acknowledgement]]:

@@ -7,8 +7,7 @@ import dagster as dg
 from recovery_pipelines.analysis.drills import forecast, trends
 from recovery_pipelines.analysis.history import keep_table
 from recovery_pipelines.analysis.objectives import recovery_time_objectives
-from recovery_pipelines.assets.drill_history import GROUP, read_inputs
-from recovery_pipelines.assets.drill_history import NAME as HISTORY
+from recovery_pipelines.assets.drill_history import read_inputs, table_options
 from recovery_pipelines.orchestration.stages import numbers, table
 from recovery_pipelines.plan import DrillSpec, Plan
 
@@ -19,13 +18,7 @@ def build(plan: Plan, specs: Sequence[DrillSpec]) -> dg.AssetsDefinition:
     """The asset `trend_analysis`: one row per drill and metric; the forecast beside it."""
 
     @dg.asset(
-        name=NAME,
-        group_name=GROUP,
-        deps=[HISTORY],
-        automation_condition=dg.AutomationCondition.eager(),
-        kinds={"parquet"},
-        description="Growth per month, and the recovery time to expect next month.",
-        code_version="1",
+        **table_options(NAME, "Growth per month, and the recovery time to expect next month.")
     )
     def trend_analysis() -> dg.MaterializeResult[None]:
         months, said = read_inputs(plan.data_home)

@@ -24,7 +24,7 @@ def clean_runs(history: History, seed: int, with_self_test: bool = False) -> Ite
         began = time.monotonic()
         tree = run.sandbox.tree("restored")
         tree.clear()
-        run.engine().restore(snapshot, tree.path)
+        run.engine.restore(snapshot, tree.path)
         state = history.examine(tree, generation)
         row = {
             "engine": run.spec.engine,
@@ -48,6 +48,6 @@ def clean_runs(history: History, seed: int, with_self_test: bool = False) -> Ite
 def awkward_runs(home: Path, engine_name: str) -> Iterator[Row]:
     """Clean runs on data with a symbolic link that older versions of restic do not bring back."""
     with open_history(home, engine_name, _SEED, {AWKWARD_LINK: b"non-utf8-\xe9"}) as history:
-        version = history.run.engine().version()
+        version = history.run.engine.version()
         for row in clean_runs(history, _SEED):
             yield row | {"version": version}

@@ -69,7 +69,7 @@ def open_history(
         build_dataset(run.live, size_bytes=_SIZE_BYTES, seed=seed)
         for path, target in (with_links or {}).items():
             run.live.symlink(target, path)
-        engine = run.engine()
+        engine = run.engine
         engine.init()
         ledger: list[Snapshot] = []
         truths: list[Truth] = []

@@ -5,6 +5,7 @@ Whether data really differ is never asked of the code under test, but of `truth`
 
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator
+from copy import copy
 from functools import partial
 from typing import Any
 
@@ -13,7 +14,7 @@ from campaigns.truth import look
 from recovery_pipelines.checks import CRITERIA, run_checks
 from recovery_pipelines.dataset import copy_tree
 from recovery_pipelines.drills.data_recovery import recover
-from recovery_pipelines.engines.base import Engine, engine_class
+from recovery_pipelines.engines.base import Engine
 from recovery_pipelines.errors import DrillTimeout, EngineError, RecoveryError
 from recovery_pipelines.faults.base import Fault, InjectedFault, Layer
 from recovery_pipelines.faults.catalogue import inject, repository_faults, source_faults
@@ -23,7 +24,6 @@ from recovery_pipelines.verdict import Verdict
 Row = dict[str, Any]
 
 _COPY_TIMEOUT_SECONDS = 60.0
-_TOOL_TIMEOUT_SECONDS = 90.0
 
 
 def source_injections(
@@ -143,14 +143,9 @@ def _recover(history: History) -> str:
 
 
 def _engine_on(history: History, repository: Tree) -> Engine:
-    run = history.run
-    make: Callable[..., Engine] = engine_class(run.spec.engine)
-    return make(
-        repository.path,
-        run.sandbox.tree("engine").path,
-        timeout_seconds=_TOOL_TIMEOUT_SECONDS,
-        environment=run.sandbox.environment,
-    )
+    engine = copy(history.run.engine)
+    engine.repository = repository.path
+    return engine
 
 
 def _answer(action: Callable[[], None]) -> str:

@@ -115,7 +115,9 @@ def differences(expected: Path, tree: Path) -> list[dict[str, object]]:
     return rows
 
 
-def make(kind: Kind, home: Path, environment: dict[str, str] | None = None) -> Engine:
+def make(
+    kind: Kind, home: Path, environment: dict[str, str] | None = None
+) -> TarEngine | ResticEngine:
     """An engine with a new repository; `home/source` holds one file."""
     for name in ("repository", "work", "source", "staging"):
         (home / name).mkdir()
@@ -314,8 +316,8 @@ def test_what_directories_pass_on_to_new_entries_is_not_restored(
 def test_an_ordinary_user_backs_up_and_restores_his_own_tree(kind: Kind, open_path: Path) -> None:
     home = open_path
 
-    def prepare() -> None:
-        make(kind, home)
+    def prepare() -> Engine:
+        engine = make(kind, home)
         locked = home / "source" / "locked"
         (locked / "inner").mkdir(parents=True)
         (locked / "inner" / "note").write_bytes(b"1")
@@ -323,9 +325,10 @@ def test_an_ordinary_user_backs_up_and_restores_his_own_tree(kind: Kind, open_pa
         (home / "source" / "private").chmod(0o400)
         for path, mode in ((locked / "inner", 0o500), (locked, 0o555), (home / "source", 0o555)):
             path.chmod(mode)
+        return engine
 
     def drill() -> None:
-        engine = kind(home / "repository", home / "work", timeout_seconds=60)
+        engine = prepare()
         full = engine.backup(home / "source", None)
         (home / "source").chmod(0o755)
         (home / "source" / "second").write_bytes(b"3")
@@ -338,7 +341,6 @@ def test_an_ordinary_user_backs_up_and_restores_his_own_tree(kind: Kind, open_pa
         assert (home / "selected/locked/inner/note").read_bytes() == b"1"
         assert (home / "selected/second").read_bytes() == b"3"
 
-    as_ordinary_user(home, prepare)
     as_ordinary_user(home, drill)
     manifest.capture(home / "source", home / "truth.parquet")
     assert differences(home / "truth.parquet", home / "staging") == []
@@ -411,9 +413,9 @@ def test_a_file_that_changes_while_it_is_read_is_no_backup(kind: Kind, tmp_path:
 
 @both
 def test_time_is_asked_for_at_each_run_and_kept(kind: Kind, tmp_path: Path) -> None:
-    make(kind, tmp_path)
+    engine = make(kind, tmp_path)
     left = [60.0, 60.0, 0.001]
-    engine = kind(tmp_path / "repository", tmp_path / "work", timeout_seconds=lambda: left.pop(0))
+    engine._timeout_seconds = lambda: left.pop(0)
     snapshots = [engine.backup(tmp_path / "source", None)]
     if kind is TarEngine:
         snapshots.append(engine.backup(tmp_path / "source", snapshots[0]))
@@ -490,11 +492,10 @@ def test_a_backup_made_with_a_fast_clock_says_so(kind: Kind, tmp_path: Path) -> 
 def test_restic_without_its_password_or_repository_is_refused(kind: Kind, tmp_path: Path) -> None:
     engine = make(kind, tmp_path)
     snapshot = engine.backup(tmp_path / "source", None)
-    password = (tmp_path / "work" / "password").read_text()
-    (tmp_path / "work" / "password").write_text("guess")
+    password, engine._password = engine._password, "guess"
     with pytest.raises(EngineError, match="wrong password"):
         engine.restore(snapshot, tmp_path / "staging")
-    (tmp_path / "work" / "password").write_text(password)
+    engine._password = password
     (tmp_path / "repository").rename(tmp_path / "lost")
     (tmp_path / "repository").mkdir()
     for broken in (engine.check, engine.snapshot_ids, lambda: engine.full_check([snapshot])):
@@ -503,7 +504,7 @@ def test_restic_without_its_password_or_repository_is_refused(kind: Kind, tmp_pa
 
 
 @restic_only
-def test_the_password_is_in_no_argument_and_not_beside_the_repository(
+def test_the_password_is_in_no_argument_environment_or_file(
     kind: Kind, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A program called restic records how it is started, then becomes the real one."""
@@ -520,14 +521,13 @@ def test_the_password_is_in_no_argument_and_not_beside_the_repository(
     snapshot = engine.backup(tmp_path / "source", None)
     engine.full_check([snapshot])
     engine.restore(snapshot, tmp_path / "staging")
-    password = (tmp_path / "work" / "password").read_text()
-    assert (tmp_path / "work" / "password").stat().st_mode & 0o777 == 0o600
+    password = engine._password
     seen = (tmp_path / "seen").read_text()
     assert "--no-cache" in seen and "backup" in seen and "check" in seen
     assert "latest" not in seen
     assert len(password) > 30
     assert password not in seen
-    for path in (tmp_path / "repository").rglob("*"):
+    for path in tmp_path.rglob("*"):
         assert path.is_dir() or password.encode() not in path.read_bytes()
 
 

@@ -90,7 +90,7 @@ def create_incremental_backups(run: DrillRun) -> pd.DataFrame:
     whole before anything is damaged.
     """
     with run.stage("incremental_backups"):
-        engine = run.engine()
+        engine = run.engine
         engine.init()
         rows: list[dict[str, object]] = []
         snapshots: list[Snapshot] = []
@@ -245,7 +245,7 @@ def _restored_generations(run: DrillRun) -> set[int]:
 def _verify_backup(run: DrillRun, snapshots: list[Snapshot]) -> CheckResult:
     name, expected = "backup_verification", f"{len(snapshots)} snapshots complete and readable"
     try:
-        run.engine().full_check(snapshots)
+        run.engine.full_check(snapshots)
     except EngineError as error:
         return CheckResult(name, Verdict.FAIL, expected, str(error))
     return CheckResult(name, Verdict.PASS, expected, f"{len(snapshots)} snapshots read back whole")
@@ -336,7 +336,7 @@ def _restore_and_verify(
     """Fetch into `staging` and compare it there with what must come back."""
     if paths != []:
         with run.phase(f"{prefix}fetch"):
-            run.engine().restore(snapshot, staging.path, paths)
+            run.engine.restore(snapshot, staging.path, paths)
     with run.phase(f"{prefix}verify"):
         found = run.manifest_path(f"{prefix}staging")
         summary = _capture(run, staging, f"{prefix}staging")

@@ -51,7 +51,7 @@ def system_snapshot(run: DrillRun) -> dict[str, object]:
         "user_id": os.geteuid(),
         "libraries": {name: version(name) for name in _LIBRARIES},
         "engine": run.spec.engine,
-        "engine_version": run.engine().version(),
+        "engine_version": run.engine.version(),
         "processors": os.cpu_count(),
         "load_1m": os.getloadavg()[0],
         "memory_available_bytes": memory.available,

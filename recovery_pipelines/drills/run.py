@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from random import Random
 
@@ -105,8 +106,9 @@ class DrillRun:
     def manifest_path(self, name: str) -> Path:
         return self.sandbox.tree("manifests").path / f"{name}.parquet"
 
+    @cached_property
     def engine(self) -> Engine:
-        """The drill's backup tool, bound to the repository in the sandbox."""
+        """The drill's backup tool, bound to the repository in the sandbox; it holds the secret."""
         make: Callable[..., Engine] = engine_class(self.spec.engine)
         return make(
             self.repository.path,

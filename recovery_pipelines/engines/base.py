@@ -41,11 +41,11 @@ class Engine(Protocol):
     """An adapter to one backup tool, bound to one repository.
 
     Constructed as `EngineClass(repository, work, timeout_seconds=..., environment=...)`:
-    `repository` is the directory of the backups, `work` a private directory for state files and
-    secrets outside the repository. Both exist and are empty before `init`. `timeout_seconds` is
-    a number or a function that says how much time is left; each run of the tool asks anew.
-    `environment` is added to each child's. A tool that reports anything but success raises
-    EngineError, one that takes too long DrillTimeout.
+    `repository` is the directory of the backups, `work` a private directory for state files
+    outside it. Both exist and are empty before `init`. A secret lives in the object alone.
+    `timeout_seconds` is a number or a function that says how much time is left; each run of the
+    tool asks anew. `environment` is added to each child's. A tool that reports anything but
+    success raises EngineError, one that takes too long DrillTimeout.
     """
 
     name: ClassVar[str]

@@ -1,6 +1,6 @@
 """restic: the engine for encrypted, deduplicated backups by the real restic program.
 
-The password is a random one in a file in `work` (never in argv, never beside the repository).
+The password is a random one that only this object knows; restic gets it through a pipe.
 What only reads takes no lock: it writes nothing into the repository, even when it is killed.
 A snapshot's digest covers its id and its tree id, the SHA-256 hashes of the snapshot and of
 everything below its root: equal ids and a clean `check --read-data` prove equal content.
@@ -50,6 +50,7 @@ class ResticEngine(ToolEngine):
         "read or write",
     }
     give_up_on: ClassVar[bytes | None] = b"returned error, retrying after"
+    _password = ""
 
     def version(self) -> str:
         """As `restic version` prints it."""
@@ -57,8 +58,7 @@ class ResticEngine(ToolEngine):
 
     def init(self) -> None:
         """`restic init`, with a new random password."""
-        self._password.touch(mode=0o600, exist_ok=False)
-        self._password.write_text(secrets.token_urlsafe(32))
+        self._password = secrets.token_urlsafe(32)
         self._restic("making the repository", "init")
 
     def backup(self, source: Path, parent: Snapshot | None) -> Snapshot:
@@ -126,19 +126,16 @@ class ResticEngine(ToolEngine):
                 f"snapshot {snapshot.snapshot_id} holds {len(restored)} directories, not one"
             )
 
-    @property
-    def _password(self) -> Path:
-        return self.work / "password"
-
     def _restic(
         self, doing: str, *arguments: str | bytes | Path, cwd: Path | None = None
     ) -> Finished:
         return self._run(
             doing,
-            *("--repo", self.repository, "--password-file", self._password),
+            *("--repo", self.repository, "--password-file", "/dev/stdin"),
             *("--no-cache", "--quiet"),
             *arguments,
             cwd=cwd,
+            stdin=self._password.encode(),
         )
 
     def _snapshots(self) -> list[dict[str, Any]]:

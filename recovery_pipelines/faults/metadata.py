@@ -68,13 +68,20 @@ def _user_xattrs(place: Place) -> list[str]:
     return sorted(n for n in place.tree.listxattr(place.path) if n.startswith("user."))
 
 
-def xattr_change(place: Place) -> Damage | None:
-    """An extended attribute has another value."""
+def _choose_xattr(place: Place) -> tuple[str, bytes] | None:
     names = _user_xattrs(place)
     if not names:
         return None
     name = place.rng.choice(names)
-    old = place.tree.getxattr(place.path, name)
+    return name, place.tree.getxattr(place.path, name)
+
+
+def xattr_change(place: Place) -> Damage | None:
+    """An extended attribute has another value."""
+    chosen = _choose_xattr(place)
+    if chosen is None:
+        return None
+    name, old = chosen
     with edit.unlocked(place.tree, place.path):
         place.tree.setxattr(place.path, name, old[:-1] + b"?!")
     return Damage(name, repr(old[:80]), repr(place.tree.getxattr(place.path, name)[:80]))
@@ -82,11 +89,10 @@ def xattr_change(place: Place) -> Damage | None:
 
 def xattr_lost(place: Place) -> Damage | None:
     """An extended attribute is gone."""
-    names = _user_xattrs(place)
-    if not names:
+    chosen = _choose_xattr(place)
+    if chosen is None:
         return None
-    name = place.rng.choice(names)
-    old = place.tree.getxattr(place.path, name)
+    name, old = chosen
     with edit.unlocked(place.tree, place.path):
         place.tree.removexattr(place.path, name)
     return Damage(name, repr(old[:80]), f"names left: {_user_xattrs(place)}")
