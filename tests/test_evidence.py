@@ -776,7 +776,7 @@ def shell(script: str, folder: Path) -> subprocess.CompletedProcess[str]:
 @pytest.mark.skipif(not shutil.which("openssl"), reason="openssl is not installed")
 def test_the_documented_commands_verify_without_this_package(tmp_path: Path) -> None:
     seal(tmp_path, 1)
-    _, check, key_in_force = documented_blocks()
+    *_, check, key_in_force = documented_blocks()
     done = shell(check, tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Signature Verified Successfully" in done.stdout

@@ -16,7 +16,8 @@ from recovery_pipelines.build import build_definitions
 from recovery_pipelines.drills.data_recovery import carry_out
 from recovery_pipelines.drills.failure import tell_failure
 from recovery_pipelines.drills.record import DrillRecord
-from recovery_pipelines.errors import PlanError
+from recovery_pipelines.errors import EvidenceError, PlanError
+from recovery_pipelines.evidence.signoff import sign_off, standings
 from recovery_pipelines.orchestration.controls import run_tags
 from recovery_pipelines.plan import Plan, load_plan, parse_plan
 from recovery_pipelines.verdict import Verdict
@@ -25,6 +26,7 @@ from tests.plans import MONTH, SHIPPED, content, make_plan, make_spec
 DATA = "test_framework__test_scenarios__data_recovery"
 EXECUTION = "test_framework__test_execution"
 CONTROLS = f"{EXECUTION}__execution_controls"
+MANUAL = f"{EXECUTION}__validation__manual_verification"
 METRICS = "test_framework__reporting__metrics__collection"
 ANALYSIS = "test_framework__reporting__metrics__analysis"
 
@@ -288,6 +290,21 @@ def effect_automated_checks(tmp_path: Path, drill: Drill) -> None:
     assert by_name["checksums_match"] is Verdict.PASS
 
 
+def effect_manual_checks(tmp_path: Path, drill: Drill) -> None:
+    record = drill(**{f"{MANUAL}__required_checks": ["user_access"]})
+    assert (record.verdict, record.manual_checks) == (Verdict.UNVERIFIED, ("user_access",))
+    assert drill().verdict is Verdict.PASS
+
+
+def effect_manual_documentation(tmp_path: Path, drill: Drill) -> None:
+    asked = {f"{MANUAL}__required_checks": ["user_access"]}
+    drill(**asked, **{f"{MANUAL}__documentation": ["resolutions"]})
+    (standing,) = standings(tmp_path / "data")
+    said = {"check": "user_access", "result": "pass", "by": "Ada", "role": "reviewer"}
+    with pytest.raises(EvidenceError, match="write down resolutions:"):
+        sign_off(tmp_path / "data", standing.drill, **said, documentation={})
+
+
 def effect_metrics(group: str, column: str) -> Callable[..., None]:
     def effect(tmp_path: Path, drill: Drill) -> None:
         assert column in drill().metrics
@@ -370,6 +387,8 @@ EFFECTS: dict[str, Callable[..., None]] = {
         "test_execution.execution_controls.retry_attempts": effect_retry_attempts,
         "test_execution.execution_controls.failure_handling": effect_failure_handling,
         "test_execution.validation.automated_checks.data_integrity": effect_automated_checks,
+        "test_execution.validation.manual_verification.required_checks": effect_manual_checks,
+        "test_execution.validation.manual_verification.documentation": effect_manual_documentation,
         "reporting.metrics.collection.performance_metrics": (
             effect_metrics("performance_metrics", "recovery_seconds")
         ),

@@ -1,5 +1,6 @@
 """The drills that a data home has seen: every attempt, and the one that counts for each month."""
 
+import logging
 import os
 from datetime import UTC, datetime
 from pathlib import Path
@@ -7,9 +8,12 @@ from pathlib import Path
 import pandas as pd
 
 from recovery_pipelines.drills.record import read_record
-from recovery_pipelines.errors import RecoveryError
+from recovery_pipelines.errors import EvidenceError, RecoveryError
+from recovery_pipelines.evidence.signoff import standings
 from recovery_pipelines.sandbox import is_alive
 from recovery_pipelines.verdict import Verdict
+
+log = logging.getLogger("recovery_pipelines")
 
 METRICS = (
     "recovery_seconds",
@@ -35,11 +39,13 @@ def load_history(home: Path) -> pd.DataFrame:
     """One row for each attempt below `home`/drills, by drill, month and start.
 
     Columns: drill, month (`YYYY-MM-01`), run_id, started_at (UTC), verdict, problem, folder, and
-    those of the metrics row. An attempt whose record is damaged or absent has the verdict ERROR and
+    those of the metrics row. The verdict of a sealed drill is the effective one: as it was signed,
+    with the sign-offs since. An attempt whose record is damaged or absent has the verdict ERROR and
     says why in `problem`; only a drill that is running now is left out.
     """
+    sealed = _sealed_verdicts(home)
     rows = [
-        row
+        row | _effective(row, sealed)
         for drill in sorted((home / "drills").glob("*"))
         for row in _attempts(home, drill.name, sorted(drill.glob("????-??-01/*")))
     ]
@@ -101,6 +107,23 @@ def read_table(home: Path, name: str) -> pd.DataFrame:
 
 def _table_path(home: Path, name: str) -> Path:
     return home / "analysis" / f"{name}.parquet"
+
+
+def _sealed_verdicts(home: Path) -> dict[str, Verdict]:
+    """Effective verdict by folder; none from a broken chain, which gives no drill a better one."""
+    try:
+        return {str(home / str(s.drill.folder)): s.verdict for s in standings(home)}
+    except (OSError, EvidenceError) as error:
+        log.warning("the evidence cannot be read, so sign-offs do not count: %s", error)
+        return {}
+
+
+def _effective(row: dict[str, object], sealed: dict[str, Verdict]) -> dict[str, object]:
+    verdict = sealed.get(str(row["folder"]))
+    if verdict is None or "problem" in row:
+        return {}
+    success = {"success": verdict is Verdict.PASS} if "success" in row else {}
+    return {"verdict": str(verdict), **success}
 
 
 def _attempts(home: Path, drill: str, folders: list[Path]) -> list[dict[str, object]]:

@@ -5,6 +5,7 @@ snapshots, faults and restored generations. The trees and the repository stay in
 """
 
 import os
+from collections import Counter
 from contextlib import suppress
 from dataclasses import asdict, replace
 from dataclasses import fields as dataclass_fields
@@ -101,6 +102,7 @@ def create_incremental_backups(run: DrillRun) -> pd.DataFrame:
             parent = snapshots[-1] if snapshots else None
             with run.working(f"backed up generation {generation}") as working:
                 snapshots.append(engine.backup(run.live.path, parent))
+                run.snapshots.append(_identity(snapshots[-1]))
                 working(f"{snapshots[-1].added_bytes:,} bytes added", 1.0)
             if generation in _restored_generations(run):
                 path = run.manifest_path(f"generation-{generation}")
@@ -136,6 +138,7 @@ def simulate_damage(run: DrillRun) -> pd.DataFrame:
             _capture(run, run.live, "before-loss")
             faults = _lose_everything(run)
         run.damaged_at = monotonic() if wanted else None
+        run.fault_kinds = dict(Counter(str(fault["kind"]) for fault in faults))
         table = pd.DataFrame(faults, columns=_FAULT_COLUMNS)
         run.keep("faults", table)
     return table
@@ -230,6 +233,14 @@ def _capture(run: DrillRun, tree: Tree, name: str) -> manifest.Summary:
         working(f"{summary.entries:,} entries, {summary.bytes:,} bytes", 1.0)
     run.summaries[name] = summary
     return summary
+
+
+def _identity(snapshot: Snapshot) -> dict[str, object]:
+    return {
+        "id": snapshot.snapshot_id,
+        "kind": snapshot.kind,
+        "created_at": snapshot.created_at.isoformat(),
+    }
 
 
 def _sizes(summary: manifest.Summary) -> dict[str, object]:

@@ -26,7 +26,9 @@ from recovery_pipelines.sandbox import Sandbox, exclusive, reap
 
 
 @contextmanager
-def open_drill(spec: DrillSpec, month: str, run_id: str) -> Iterator[DrillRun]:
+def open_drill(
+    spec: DrillSpec, month: str, run_id: str, initiator: str = "code"
+) -> Iterator[DrillRun]:
     """Carry out one drill inside the block; see the module's text for the guarantees.
 
     Waits for its turn unless the plan allows `parallel_tests`. Raises DrillTimeout out of the
@@ -53,6 +55,7 @@ def open_drill(spec: DrillSpec, month: str, run_id: str) -> Iterator[DrillRun]:
                 spec=spec,
                 month=month,
                 run_id=run_id,
+                initiator=initiator,
                 sandbox=sandbox,
                 folder=folder,
                 meter=meter,

@@ -25,6 +25,8 @@ class DrillRecord:
     messages: list[str]
     not_tested: list[str]
     metrics: dict[str, Any]
+    manual_checks: tuple[str, ...] = ()
+    """What a named person must verify before the drill can PASS."""
 
     @property
     def reason(self) -> str:
@@ -34,7 +36,8 @@ class DrillRecord:
             for check in self.checks
             if check.verdict is not Verdict.PASS
         ]
-        return "; ".join([*failed, *self.messages]) or self.verdict.explanation
+        waits = [f"{name} waits for a sign-off" for name in self.manual_checks]
+        return "; ".join([*failed, *self.messages, *waits]) or self.verdict.explanation
 
 
 def folder_of(home: Path, drill: str, month: str, run_id: str) -> Path:
@@ -85,4 +88,5 @@ def read_record(folder: Path) -> DrillRecord:
         messages=content["messages"],
         not_tested=content["not_tested"],
         metrics=content["metrics"],
+        manual_checks=tuple(content.get("manual_verification", {}).get("required_checks", ())),
     )

@@ -18,6 +18,7 @@ from random import Random
 
 import pandas as pd
 
+from recovery_pipelines.drills.provenance import code_identity, operator
 from recovery_pipelines.drills.resources import ResourceMeter
 from recovery_pipelines.engines.base import Engine, engine_class
 from recovery_pipelines.errors import DrillTimeout
@@ -91,6 +92,12 @@ class DrillRun:
     deadline: float = 0.0
     """On the monotonic clock."""
     in_stage: bool = False
+    initiator: str = ""
+    """What started the drill: a schedule, a command, a person in the UI."""
+    snapshots: list[dict[str, object]] = field(default_factory=list)
+    """Id, kind and UTC time of each backup that was made."""
+    fault_kinds: dict[str, int] = field(default_factory=dict)
+    """How many faults of each kind were injected."""
 
     # --- where things are ---------------------------------------------------------------
 
@@ -229,6 +236,15 @@ class DrillRun:
 
     @property
     def verdict(self) -> Verdict:
+        """The automated verdict; UNVERIFIED at best where a person must verify something too.
+
+        The evidence combines it with what people sign later: see `evidence.signoff`.
+        """
+        waits = [Verdict.UNVERIFIED] if self.spec.manual_verification.required_checks else []
+        return worst([self.automated_verdict, *waits])
+
+    @property
+    def automated_verdict(self) -> Verdict:
         """The worst of everything known. Only a complete, error-free, checked drill can PASS."""
         known = [check.verdict for check in self.checks]
         if self.errors:
@@ -260,7 +276,15 @@ class DrillRun:
             "run_id": self.run_id,
             "started_at": self.started_at.isoformat(),
             "ended_at": datetime.now(UTC).isoformat(),
+            "plan": self.spec.plan.identity,
+            "initiator": self.initiator,
+            "operator": operator(),
+            "code": code_identity(),
             "verdict": self.verdict,
+            "automated_verdict": self.automated_verdict,
+            "manual_verification": self.spec.manual_verification.model_dump(mode="json"),
+            "snapshots": self.snapshots,
+            "faults": self.fault_kinds,
             "checks": [asdict(check) for check in self.checks],
             "canaries": self.canaries,
             "errors": self.errors,

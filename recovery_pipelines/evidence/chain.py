@@ -1,12 +1,13 @@
 """The chain: `evidence/chain.jsonl` in the data home, one signed envelope a line.
 
 Each entry names its number and the SHA-256 of the line before it. The first introduces the
-signing key; a later one that introduces another is signed by both, the old key and the new.
+signing key; a later one that introduces another is signed by both, the old key and the new. An
+entry about an earlier entry names that by number and digest.
 """
 
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ CHAIN_NAME = "chain.jsonl"
 _BEFORE_THE_FIRST = "0" * 64
 _LOCK = "evidence"
 _LOCK_TIMEOUT_SECONDS = 120.0
+_OF_ONE_KEY = (statement.DRILL_TYPE, statement.SIGN_OFF_TYPE)
 _FOLDER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*")
 
 
@@ -31,18 +33,20 @@ _FOLDER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*"
 class Entry:
     """One verified entry of the chain."""
 
+    kind: str
+    """The type of its statement: `statement.DRILL_TYPE` and so on."""
     seq: int
     digest: str
     """SHA-256 of the entry's line; the newest entry's is the chain's head."""
     key_id: str
     """The key in force after this entry."""
     files: Mapping[str, str]
-    """Name and SHA-256 of the sealed files."""
+    """Name and SHA-256 of the sealed files, or of the earlier entry that it is about."""
     predicate: Mapping[str, Any]
     folder: str | None
-    """The sealed result folder, relative to the data home; None for an entry about a key."""
+    """The sealed result folder, relative to the data home; None if it is not about a drill."""
     month: str
-    """The drill's month, YYYY-MM-01; empty for an entry about a key."""
+    """The drill's month, YYYY-MM-01; empty if it is not about a drill."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +104,30 @@ def is_sealed(home: Path, folder: Path) -> bool:
     return any(entry.folder == name for entry in read_chain(home).drills)
 
 
+def append_about(
+    home: Path, kind: str, choose: Callable[[Chain], tuple[Entry, Mapping[str, Any]]]
+) -> Entry:
+    """Sign an entry of `kind` about an earlier one, which `choose` picks with the predicate.
+
+    What `choose` raises leaves the chain as it was.
+    """
+    if not (home / FOLDER_NAME / CHAIN_NAME).exists():
+        raise EvidenceError(f"there is no evidence in {home}: nothing was sealed yet")
+    with exclusive(home, _LOCK, _LOCK_TIMEOUT_SECONDS):
+        store = private_directory(home, FOLDER_NAME)
+        chain = _begin(store)
+        key = keys.settle(store, chain.head.key_id)
+        about, predicate = choose(chain)
+        predicate = {**predicate, "about": {"seq": about.seq, "sha256": about.digest}}
+        place = len(chain.entries) + 1, chain.head.digest
+        payload = statement.encode(kind, _reference(about), predicate, *place)
+        return _append(store, chain.content, payload, [key]).head
+
+
+def _reference(entry: Entry) -> dict[str, str]:
+    return {f"entry {entry.seq}": entry.digest}
+
+
 def rotate_key(home: Path) -> Entry:
     """Put a new key in place of the one in force; both sign the entry that says so."""
     if not (home / FOLDER_NAME / CHAIN_NAME).exists():
@@ -135,7 +163,7 @@ def check_chain(content: bytes) -> Chain:
     for line in lines:
         seq = len(entries) + 1
         try:
-            entry, key = _check_entry(line, seq, entries[-1].digest if entries else None, key)
+            entry, key = _check_entry(line, entries, key)
             if entry.folder in folders:
                 raise EvidenceError(f"{entry.folder} is sealed twice")
         except EvidenceError as error:
@@ -147,24 +175,41 @@ def check_chain(content: bytes) -> Chain:
 
 
 def _check_entry(
-    line: bytes, seq: int, prev: str | None, key: Ed25519PublicKey | None
+    line: bytes, before: Sequence[Entry], key: Ed25519PublicKey | None
 ) -> tuple[Entry, Ed25519PublicKey]:
+    seq, prev = len(before) + 1, before[-1].digest if before else _BEFORE_THE_FIRST
     signed = envelope.parse(line)
     kind, files, predicate = statement.parse(signed.payload)
     if kind == statement.KEY_TYPE:
         introduced = keys.parse_public(str(predicate.get("public_key")), "public_key")
         signers = [introduced] if key is None else [key, introduced]
         key = introduced
-    elif kind == statement.DRILL_TYPE and key is not None:
+    elif kind in _OF_ONE_KEY and key is not None:
         signers = [key]
     else:
         raise EvidenceError(f"a statement of type {kind!r} is not expected here")
     envelope.verify(signed, signers)
-    if predicate.get("chain") != {"seq": seq, "prev": prev or _BEFORE_THE_FIRST}:
+    if predicate.get("chain") != {"seq": seq, "prev": prev}:
         raise EvidenceError("it belongs to another place: entries were removed, added or moved")
     folder, month = _place(predicate) if kind == statement.DRILL_TYPE else (None, "")
+    if kind == statement.SIGN_OFF_TYPE:
+        _check_reference(files, predicate, before)
     digest = hashlib.sha256(line).hexdigest()
-    return Entry(seq, digest, keys.key_id(key), files, predicate, folder, month), key
+    return Entry(kind, seq, digest, keys.key_id(key), files, predicate, folder, month), key
+
+
+def _check_reference(
+    files: Mapping[str, str], predicate: Mapping[str, Any], before: Sequence[Entry]
+) -> None:
+    """An entry about an earlier one names it twice alike: as its subject and in the predicate."""
+    try:
+        entry = before[predicate["about"]["seq"] - 1]
+        about = {"seq": entry.seq, "sha256": entry.digest}
+        if predicate["about"] == about and files == _reference(entry):
+            return
+    except (KeyError, TypeError, IndexError):
+        pass
+    raise EvidenceError("it is about an entry that is not before it")
 
 
 def _place(predicate: Mapping[str, Any]) -> tuple[str, str]:

@@ -31,7 +31,7 @@ DEMANDS = (
         "A.8.13",
         "backup copies are regularly tested, as the policy says",
         "`drill.month` over the months of the index; `checks`; `snapshots.parquet`",
-        "the policy and its owner",
+        "the policy's owner; `plan.sha256` tells which version of the plan was in force",
     ),
     Demand(
         "ISO 27001:2022",
@@ -44,8 +44,9 @@ DEMANDS = (
         "NIST SP 800-53r5",
         "CP-4",
         "the contingency plan is tested; results are reviewed and corrected",
-        "`drill.scenario`, `verdict`, `errors`, `not_tested`; `faults.parquet`; `journal.jsonl`",
-        "reviewer, review date, corrective actions",
+        "`drill.scenario`, `verdict`, `errors`, `not_tested`; `faults.parquet`; `journal.jsonl`; "
+        "sign-offs: `by`, `role`, `documentation`, `sealed_at`",
+        "corrective actions outside `documentation.resolutions`",
     ),
     Demand(
         "NIST SP 800-53r5",

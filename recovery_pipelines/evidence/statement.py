@@ -1,4 +1,5 @@
-"""What is signed: in-toto Statements (v1) about a drill's result folder, or about a signing key.
+"""What is signed: in-toto Statements (v1) about a drill's result folder, a signing key, or an
+earlier entry of the chain.
 
 A drill's predicate holds what an audit asks for first, and nothing that can name or show the
 target's data: the checks' `expected` and `found`, messages, faults and differences stay in the
@@ -15,9 +16,20 @@ from recovery_pipelines.errors import EvidenceError
 
 DRILL_TYPE = "urn:recovery-pipelines:drill:v1"
 KEY_TYPE = "urn:recovery-pipelines:key:v1"
+SIGN_OFF_TYPE = "urn:recovery-pipelines:sign-off:v1"
 _STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
 
 _IDENTITY = ("drill", "scenario", "target", "engine", "month", "run_id")
+_PROVENANCE = (
+    "automated_verdict",
+    "manual_verification",
+    "plan",
+    "initiator",
+    "operator",
+    "code",
+    "snapshots",
+    "faults",
+)
 _MEASURED = (
     "files",
     "bytes",
@@ -48,6 +60,7 @@ def drill_statement(
         "started_at": record["started_at"],
         "ended_at": record["ended_at"],
         "verdict": record["verdict"],
+        **{name: record[name] for name in _PROVENANCE if name in record},
         "checks": {check["name"]: check["verdict"] for check in record["checks"]},
         "self_test": {
             "copies": len(copies),
@@ -59,19 +72,20 @@ def drill_statement(
         "measured": {name: metrics[name] for name in _MEASURED if name in metrics},
         "environment": {name: snapshot[name] for name in _ENVIRONMENT if name in snapshot},
     }
-    return _encode(DRILL_TYPE, files, predicate, seq, prev)
+    return encode(DRILL_TYPE, files, predicate, seq, prev)
 
 
 def key_statement(public_pem: str, key_id: str, seq: int, prev: str) -> bytes:
     """The statement that from the next entry on the key `key_id` signs."""
     digest = hashlib.sha256(public_pem.encode()).hexdigest()
     predicate = {"key_id": key_id, "public_key": public_pem}
-    return _encode(KEY_TYPE, {"key.pub.pem": digest}, predicate, seq, prev)
+    return encode(KEY_TYPE, {"key.pub.pem": digest}, predicate, seq, prev)
 
 
-def _encode(
+def encode(
     kind: str, subjects: Mapping[str, str], predicate: Mapping[str, Any], seq: int, prev: str
 ) -> bytes:
+    """A statement of `kind` about `subjects` (name to SHA-256), for one place in the chain."""
     statement = {
         "_type": _STATEMENT_TYPE,
         "subject": [{"digest": {"sha256": subjects[name]}, "name": name} for name in subjects],

@@ -1,6 +1,6 @@
 """How a Dagster run holds the drills it carries out: one process, one drill after the other."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 
 import dagster as dg
@@ -8,14 +8,31 @@ import dagster as dg
 from recovery_pipelines.drills.lifecycle import open_drill
 from recovery_pipelines.drills.run import STAGES, DrillRun
 from recovery_pipelines.errors import RecoveryError
+from recovery_pipelines.orchestration.launcher import PROCESS_TAG
 from recovery_pipelines.plan import DrillSpec
+
+_INITIATOR_TAGS = {
+    "dagster/schedule_name": "schedule",
+    "dagster/sensor_name": "sensor",
+    "dagster/backfill": "backfill",
+    "user": "user",
+}
+
+
+def initiator(tags: Mapping[str, str]) -> str:
+    """What launched a run with these tags, as far as Dagster knows."""
+    if PROCESS_TAG in tags:
+        return "recovery drill"
+    found = [f"{what} {tags[tag]}" for tag, what in _INITIATOR_TAGS.items() if tag in tags]
+    return ", ".join(found) or "Dagster, by hand"
 
 
 class OpenDrills:
     """The drill that a run has in hand. Opening the next one closes the one before."""
 
-    def __init__(self, run_id: str) -> None:
+    def __init__(self, run_id: str, initiator: str = "code") -> None:
         self._run_id = run_id
+        self._initiator = initiator
         self._stack = ExitStack()
         self._open: DrillRun | None = None
         self._stopped_after: str | None = None
@@ -40,7 +57,9 @@ class OpenDrills:
                 f"{spec.name} was not started: {self._stopped_after} failed, "
                 "and failure_handling is stop_and_notify"
             )
-        self._open = self._stack.enter_context(open_drill(spec, month, self._run_id))
+        self._open = self._stack.enter_context(
+            open_drill(spec, month, self._run_id, self._initiator)
+        )
         return self._open
 
     def close(self) -> None:
@@ -56,7 +75,8 @@ class DrillsResource(dg.ConfigurableResource[OpenDrills]):
 
     @contextmanager
     def yield_for_execution(self, context: dg.InitResourceContext) -> Iterator[OpenDrills]:
-        drills = OpenDrills(context.run_id or "unknown")
+        tags = context.run.tags if context.run else {}
+        drills = OpenDrills(context.run_id or "unknown", initiator(tags))
         try:
             yield drills
         finally:

@@ -55,6 +55,7 @@ def parse_plan(text: str, *, name: str, folder: Path) -> Plan:
         raise PlanError(f"{name}: the plan must be a mapping with the key `targets`")
     try:
         plan = Plan.model_validate(raw)
+        plan._file_name = Path(name).name
     except ValidationError as error:
         raise PlanError("\n".join(_explain(error, name, lines))) from None
     targets = {

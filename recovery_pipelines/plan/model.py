@@ -1,5 +1,7 @@
 """The plan's schema. Every key here has an effect; what does not work yet is not a key."""
 
+import hashlib
+import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,6 +17,7 @@ from pydantic import (
     NonNegativeFloat,
     PositiveFloat,
     PositiveInt,
+    PrivateAttr,
     field_validator,
     model_validator,
 )
@@ -188,8 +191,22 @@ class AutomatedChecks(_Strict):
     )
 
 
+ManualCheck = Literal["critical_functionality", "user_access"]
+Documentation = Literal["test_results", "issues_found", "resolutions"]
+
+
+class ManualVerification(_Strict):
+    """What a named person must verify, and write down, before a drill can PASS."""
+
+    required_checks: tuple[ManualCheck, ...] = ()
+    documentation: tuple[Documentation, ...] = ("test_results", "issues_found", "resolutions")
+
+    _no_repeats = field_validator("required_checks", "documentation")(_unique)
+
+
 class Validation(_Strict):
     automated_checks: AutomatedChecks = AutomatedChecks()
+    manual_verification: ManualVerification = ManualVerification()
 
 
 class TestExecution(_Strict):
@@ -335,6 +352,10 @@ class DrillSpec:
     def controls(self) -> ExecutionControls:
         return self.plan.test_framework.test_execution.execution_controls
 
+    @property
+    def manual_verification(self) -> ManualVerification:
+        return self.plan.test_framework.test_execution.validation.manual_verification
+
 
 class Plan(_Strict):
     """The whole configuration of a project's drills."""
@@ -344,6 +365,15 @@ class Plan(_Strict):
     targets: dict[Name, Target]
     teams: dict[Name, tuple[Channel, ...]] = {}
     test_framework: TestFramework = TestFramework()
+
+    _file_name: str = PrivateAttr("")
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """`name` of the plan's file, and `sha256` of what it says (`data_home` left out)."""
+        content = self.model_dump(mode="json", exclude={"data_home"})
+        text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+        return {"name": self._file_name, "sha256": hashlib.sha256(text.encode()).hexdigest()}
 
     @model_validator(mode="after")
     def _teams_exist(self) -> Self:
