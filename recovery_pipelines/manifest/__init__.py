@@ -7,7 +7,8 @@ is imported at once: it starts its workers before pyarrow is loaded.
 
 from typing import TYPE_CHECKING, Any
 
-from recovery_pipelines.manifest.capture import Progress, Summary, capture
+from recovery_pipelines.manifest.capture import Progress, capture
+from recovery_pipelines.manifest.summary import Summary
 
 if TYPE_CHECKING:
     from recovery_pipelines.manifest.comparison import Comparison, compare

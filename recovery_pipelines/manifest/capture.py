@@ -20,6 +20,7 @@ import xxhash
 
 from recovery_pipelines.errors import RecoveryError
 from recovery_pipelines.manifest import worker as worker_module
+from recovery_pipelines.manifest.summary import Summary
 from recovery_pipelines.manifest.worker import receive, send
 
 _DIRECTORIES_PER_REQUEST = 16
@@ -37,25 +38,6 @@ class Progress:
     elapsed_seconds: float
     fraction: float
     """Estimated part of the tree that is done, 0 to 1; each directory shares equally below it."""
-
-
-@dataclass(frozen=True)
-class Summary:
-    """What a manifest holds."""
-
-    entries: int
-    """Rows, the root included."""
-    files: int
-    bytes: int
-    """Size of all regular files."""
-    errors: int
-    """Rows that could not be read, or that changed while they were read."""
-    digest: str
-    """xxh3_128 of all rows, hex: equal trees give equal digests."""
-
-    @property
-    def complete(self) -> bool:
-        return self.errors == 0
 
 
 Task = tuple[str, bytes, bytes]

@@ -19,8 +19,8 @@ import pyarrow.parquet as pq
 import xxhash
 
 from recovery_pipelines.errors import RecoveryError
-from recovery_pipelines.manifest.capture import Summary
 from recovery_pipelines.manifest.schema import METADATA_KEY, SCHEMA, SCHEMA_VERSION, TYPES
+from recovery_pipelines.manifest.summary import Summary
 from recovery_pipelines.manifest.worker import CONTENT_KNOWN, FIELDS, STAT_KNOWN, XATTR_KNOWN
 
 _SPILL_ROWS = 128 << 10
