@@ -7,6 +7,7 @@ import pandas as pd
 
 from recovery_pipelines.analysis.objectives import judge_objectives, objective_names
 from recovery_pipelines.drills.data_recovery import measure
+from recovery_pipelines.orchestration import manual
 from recovery_pipelines.orchestration.stages import numbers, open_stage, stage_options, upstream
 from recovery_pipelines.plan import DrillSpec
 from recovery_pipelines.verdict import CheckResult, Verdict
@@ -25,7 +26,10 @@ def build(spec: DrillSpec) -> dg.AssetsDefinition:
     @dg.asset(
         **stage_options(spec, STAGE, "Recovery time by phase, data loss, and what it cost."),
         ins={"differences": upstream(spec, "checksum_validation")},
-        check_specs=[dg.AssetCheckSpec(name, asset=key) for name in objective_names(objectives)],
+        check_specs=[
+            *(dg.AssetCheckSpec(name, asset=key) for name in objective_names(objectives)),
+            *manual.check_specs(spec),
+        ],
     )
     def recovery_metrics(
         context: dg.AssetExecutionContext, differences: pd.DataFrame
@@ -41,7 +45,10 @@ def build(spec: DrillSpec) -> dg.AssetsDefinition:
         results = judge_objectives(objectives, run.metrics)
         yield dg.MaterializeResult(
             value=pd.DataFrame([run.metrics]),
-            check_results=[_check_result(key, result) for result in results],
+            check_results=[
+                *(_check_result(key, result) for result in results),
+                *manual.check_results(spec),
+            ],
             metadata=metadata,
         )
 

@@ -25,7 +25,7 @@ from recovery_pipelines.drills.data_recovery import require_known
 from recovery_pipelines.orchestration.jobs import drill_job, drill_schedule, jobs
 from recovery_pipelines.orchestration.stages import RESOURCES
 from recovery_pipelines.plan import DrillSpec, Plan, find_plan, load_plan
-from recovery_pipelines.sensors import analysis, drill_failure, sandbox_reaper
+from recovery_pipelines.sensors import analysis, drill_failure, sandbox_reaper, sign_offs
 
 _STAGE_MODULES = (
     test_dataset,
@@ -67,6 +67,7 @@ def build_definitions(plan: Plan | Path | str | None = None) -> dg.Definitions:
             drill_failure.build(specs, "recovery_drill_failure"),
             sandbox_reaper.build(plan.data_home),
             *([analysis.build(analysis_assets)] if analysis_assets else []),
+            *_sign_off_sensors(plan, specs, analysis_assets[:1]),
         ],
     )
 
@@ -74,6 +75,13 @@ def build_definitions(plan: Plan | Path | str | None = None) -> dg.Definitions:
 def stage_assets(spec: DrillSpec) -> Sequence[dg.AssetsDefinition]:
     """The six stages of one drill, in order."""
     return [module.build(spec) for module in _STAGE_MODULES]
+
+
+def _sign_off_sensors(
+    plan: Plan, specs: Sequence[DrillSpec], history: Sequence[dg.AssetsDefinition]
+) -> list[dg.SensorDefinition]:
+    asked = [spec for spec in specs if spec.manual_verification.required_checks]
+    return [sign_offs.build(plan, asked, [asset.key for asset in history])] if asked else []
 
 
 def _analysis_assets(plan: Plan, specs: Sequence[DrillSpec]) -> list[dg.AssetsDefinition]:

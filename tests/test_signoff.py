@@ -7,10 +7,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import dagster as dg
 import pytest
 
 from recovery_pipelines import evidence
 from recovery_pipelines.analysis.history import load_history
+from recovery_pipelines.build import build_definitions
 from recovery_pipelines.drills.data_recovery import carry_out
 from recovery_pipelines.drills.record import result_folders
 from recovery_pipelines.errors import EvidenceError
@@ -166,6 +168,48 @@ def test_history_tells_the_effective_verdict(tmp_path: Path) -> None:
     assert told() == ("FAIL", False)
     chain_path(tmp_path).write_bytes(b"broken")
     assert told() == ("UNVERIFIED", False), "what cannot be verified does not count"
+
+
+def test_dagster_shows_what_was_signed(tmp_path: Path) -> None:
+    spec = make_spec(tmp_path, "incremental_recovery", **{f"{MANUAL}__required_checks": CHECKS})
+    definitions = build_definitions(spec.plan)
+    key = dg.AssetCheckKey(dg.AssetKey([spec.name, "recovery_metrics"]), "manual_verification")
+    sensor = definitions.resolve_sensor_def("recovery_sign_offs")
+    home = spec.plan.data_home
+    with dg.DagsterInstance.ephemeral() as instance:
+        job = definitions.resolve_job_def(spec.name)
+        done = job.execute_in_process(instance=instance, partition_key=MONTH)
+        (check,) = [e for e in done.get_asset_check_evaluations() if e.asset_check_key == key]
+        assert (check.passed, check.severity) == (False, dg.AssetCheckSeverity.WARN)
+
+        def look(cursor: str | None) -> Any:
+            context = dg.build_sensor_context(instance, cursor, definitions=definitions)
+            return sensor.evaluate_tick(context)
+
+        assert "nothing was signed" in str(look(None).skip_message)
+        shown, cursor = [], None
+        for turn in (
+            lambda: sign(home, standings(home)[0], CHECKS[0]),
+            lambda: sign(home, standings(home)[0], CHECKS[1]),
+            lambda: sign(home, standings(home)[0], result="fail", by="Grace Hopper"),
+        ):
+            turn()
+            tick = look(cursor)
+            (event,) = tick.asset_events
+            assert (event.asset_check_key, event.partition) == (key, MONTH)
+            assert [run.asset_selection for run in tick.run_requests] == [
+                [dg.AssetKey("drill_history")]
+            ]
+            shown.append((event.passed, event.severity.value, event.metadata["verdict"].value))
+            cursor = tick.cursor
+            assert look(cursor).asset_events == []
+        assert shown == [
+            (False, "WARN", "UNVERIFIED"),
+            (True, "ERROR", "PASS"),
+            (False, "ERROR", "FAIL"),
+        ]
+    names = [sensor.name for sensor in build_definitions(make_spec(tmp_path).plan).sensors or []]
+    assert "recovery_sign_offs" not in names
 
 
 def test_a_real_drill_passes_after_its_sign_offs(tmp_path: Path) -> None:
