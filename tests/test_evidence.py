@@ -16,6 +16,7 @@ import sys
 import time
 import zipfile
 from collections.abc import Callable, Iterator
+from itertools import count
 from pathlib import Path
 from random import Random
 from types import FrameType
@@ -538,6 +539,7 @@ def test_the_private_key_is_private(home: Path, sound: bytes) -> None:
         "chain.jsonl",
         "key.pem",
         "key.pub.pem",
+        "tip.json",
     ]
     private.chmod(0o640)
     with pytest.raises(EvidenceError, match="others"):
@@ -581,7 +583,14 @@ def test_a_lost_public_key_comes_back(home: Path) -> None:
 def kill_at_line(number: int, work: Callable[[], object]) -> bool:
     """Do `work` in a child that kills itself before the n-th line that it runs of the functions
     that change what is on disk; whether it was killed."""
-    watched = [files.replace_file, files.rename, keys.propose, keys.settle]
+    watched = [
+        files.append_line,
+        files.replace_file,
+        files.rename,
+        files.settle_append,
+        keys.propose,
+        keys.settle,
+    ]
     watched_codes = {function.__code__ for function in watched}
     pid = os.fork()
     if pid == 0:
@@ -639,6 +648,48 @@ def test_a_kill_before_any_line_leaves_the_old_or_the_new_chain(
         shutil.rmtree(home)
     assert seen == lengths
     assert line > 15
+
+
+def test_an_append_that_stopped_anywhere_is_undone_or_finished(
+    home: Path, sound: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also one whose bytes a power cut turned into zeros."""
+    path = chain_path(home)
+    waiting = path.with_name("chain.jsonl.next")
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", lambda *_args, **_options: None)
+        seal(home, 4)
+    whole, kept, numbers = path.read_bytes(), waiting.read_bytes(), count(1000)
+    for size in range(len(sound), len(whole) + 1, 37):
+        for tail in (whole[len(sound) : size], bytes(size - len(sound))):
+            path.write_bytes(sound + tail)
+            waiting.write_bytes(kept)
+            assert len(read_chain(home).entries) == 5
+            assert seal(home, next(numbers)).seq == 6
+            assert not waiting.exists()
+            assert read_chain(home).content.startswith(sound)
+    path.write_bytes(whole)
+    waiting.write_bytes(kept)
+    assert seal(home, 5).seq == 7
+    path.write_bytes(whole[:-10])
+    with pytest.raises(EvidenceError, match="cut off"):
+        read_chain(home)
+
+
+def test_a_remembered_tip_never_stands_for_another_chain(home: Path) -> None:
+    seal(home, 4)
+    sound = chain_path(home).read_bytes()
+    for position in range(0, len(sound), 101):
+        flipped = bytearray(sound)
+        flipped[position] ^= 1
+        chain_path(home).write_bytes(flipped)
+        with pytest.raises(EvidenceError):
+            seal(home, 1000 + position)
+        assert chain_path(home).read_bytes() == flipped
+    chain_path(home).write_bytes(sound)
+    for content in (b"", b"{}", b"null", b'{"seq": 99}', b"\xff" * 99):
+        (home / "evidence" / "tip.json").write_bytes(content)
+        assert evidence.seal(home, home / str(read_chain(home).head.folder), record_of(4)).seq == 6
 
 
 def test_kills_at_random_instants_lose_nothing_that_was_acknowledged(tmp_path: Path) -> None:

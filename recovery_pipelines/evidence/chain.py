@@ -6,9 +6,11 @@ entry about an earlier entry names that by number and digest.
 """
 
 import hashlib
+import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +18,20 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 
 from recovery_pipelines.errors import EvidenceError
 from recovery_pipelines.evidence import envelope, keys, statement
-from recovery_pipelines.evidence.files import digests, replace_file, sync_directory
+from recovery_pipelines.evidence.files import (
+    append_line,
+    digests,
+    read_lines,
+    replace_file,
+    settle_append,
+    sync_directory,
+)
 from recovery_pipelines.sandbox import exclusive
 from recovery_pipelines.sandbox.lease import private_directory
 
 FOLDER_NAME = "evidence"
 CHAIN_NAME = "chain.jsonl"
+_TIP_NAME = "tip.json"
 _BEFORE_THE_FIRST = "0" * 64
 _LOCK = "evidence"
 _LOCK_TIMEOUT_SECONDS = 120.0
@@ -70,6 +80,22 @@ class Chain:
         return list(dict.fromkeys(entry.key_id for entry in self.entries))
 
 
+@dataclass(frozen=True)
+class _Tip:
+    """What adding to a chain needs, remembered in `tip.json` of a chain that was verified whole.
+
+    It stands for a chain of exactly these bytes, and spares this host to verify every signature
+    again; `verify` never reads it.
+    """
+
+    size_bytes: int
+    sha256: str
+    seq: int
+    digest: str
+    key_id: str
+    folders: Sequence[str]
+
+
 def seal(home: Path, folder: Path, record: Mapping[str, Any]) -> Entry:
     """Sign what `folder` (below `home`) holds as the next entry of the chain.
 
@@ -83,16 +109,15 @@ def seal(home: Path, folder: Path, record: Mapping[str, Any]) -> Entry:
         sync_directory(home / parent)
     with exclusive(home, _LOCK, _LOCK_TIMEOUT_SECONDS):
         store = private_directory(home, FOLDER_NAME)
-        chain = _begin(store)
-        key = keys.settle(store, chain.head.key_id)
-        for entry in chain.drills:
-            if entry.folder == name:
-                if entry.files == files:
-                    return entry
-                raise EvidenceError(f"{folder} is sealed, and its files changed since")
-        place = len(chain.entries) + 1, chain.head.digest
-        payload = statement.drill_statement(name, files, record, *place)
-        return _append(store, chain.content, payload, [key]).head
+        content, tip = _begin(store)
+        key = keys.settle(store, tip.key_id)
+        if name in tip.folders:
+            entry = next(entry for entry in check_chain(content).drills if entry.folder == name)
+            if entry.files == files:
+                return entry
+            raise EvidenceError(f"{folder} is sealed, and its files changed since")
+        payload = statement.drill_statement(name, files, record, tip.seq + 1, tip.digest)
+        return _append(store, content, tip, payload, [key])
 
 
 def is_sealed(home: Path, folder: Path) -> bool:
@@ -115,13 +140,12 @@ def append_about(
         raise EvidenceError(f"there is no evidence in {home}: nothing was sealed yet")
     with exclusive(home, _LOCK, _LOCK_TIMEOUT_SECONDS):
         store = private_directory(home, FOLDER_NAME)
-        chain = _begin(store)
-        key = keys.settle(store, chain.head.key_id)
-        about, predicate = choose(chain)
+        content, tip = _begin(store)
+        key = keys.settle(store, tip.key_id)
+        about, predicate = choose(check_chain(content))
         predicate = {**predicate, "about": {"seq": about.seq, "sha256": about.digest}}
-        place = len(chain.entries) + 1, chain.head.digest
-        payload = statement.encode(kind, _reference(about), predicate, *place)
-        return _append(store, chain.content, payload, [key]).head
+        payload = statement.encode(kind, _reference(about), predicate, tip.seq + 1, tip.digest)
+        return _append(store, content, tip, payload, [key])
 
 
 def _reference(entry: Entry) -> dict[str, str]:
@@ -134,18 +158,18 @@ def rotate_key(home: Path) -> Entry:
         raise EvidenceError(f"there is no evidence in {home}: a first key comes with a first drill")
     with exclusive(home, _LOCK, _LOCK_TIMEOUT_SECONDS):
         store = private_directory(home, FOLDER_NAME)
-        chain = _begin(store)
-        old = keys.settle(store, chain.head.key_id)
+        content, tip = _begin(store)
+        old = keys.settle(store, tip.key_id)
         new = keys.propose(store)
-        payload = _key_payload(new.public_key(), len(chain.entries) + 1, chain.head.digest)
-        head = _append(store, chain.content, payload, [old, new]).head
+        payload = _key_payload(new.public_key(), tip.seq + 1, tip.digest)
+        head = _append(store, content, tip, payload, [old, new])
         keys.settle(store, head.key_id)
         return head
 
 
 def read_chain(home: Path) -> Chain:
     """The chain of a data home, every entry verified. Raises EvidenceError if it is broken."""
-    return check_chain((home / FOLDER_NAME / CHAIN_NAME).read_bytes())
+    return check_chain(read_lines(home / FOLDER_NAME / CHAIN_NAME))
 
 
 def check_chain(content: bytes) -> Chain:
@@ -163,7 +187,10 @@ def check_chain(content: bytes) -> Chain:
     for line in lines:
         seq = len(entries) + 1
         try:
-            entry, key = _check_entry(line, entries, key)
+            prev = entries[-1].digest if entries else _BEFORE_THE_FIRST
+            entry, key = _check_entry(line, seq, prev, key)
+            if entry.kind == statement.SIGN_OFF_TYPE:
+                _check_reference(entry, entries)
             if entry.folder in folders:
                 raise EvidenceError(f"{entry.folder} is sealed twice")
         except EvidenceError as error:
@@ -175,9 +202,8 @@ def check_chain(content: bytes) -> Chain:
 
 
 def _check_entry(
-    line: bytes, before: Sequence[Entry], key: Ed25519PublicKey | None
+    line: bytes, seq: int, prev: str, key: Ed25519PublicKey | None
 ) -> tuple[Entry, Ed25519PublicKey]:
-    seq, prev = len(before) + 1, before[-1].digest if before else _BEFORE_THE_FIRST
     signed = envelope.parse(line)
     kind, files, predicate = statement.parse(signed.payload)
     if kind == statement.KEY_TYPE:
@@ -192,20 +218,16 @@ def _check_entry(
     if predicate.get("chain") != {"seq": seq, "prev": prev}:
         raise EvidenceError("it belongs to another place: entries were removed, added or moved")
     folder, month = _place(predicate) if kind == statement.DRILL_TYPE else (None, "")
-    if kind == statement.SIGN_OFF_TYPE:
-        _check_reference(files, predicate, before)
     digest = hashlib.sha256(line).hexdigest()
     return Entry(kind, seq, digest, keys.key_id(key), files, predicate, folder, month), key
 
 
-def _check_reference(
-    files: Mapping[str, str], predicate: Mapping[str, Any], before: Sequence[Entry]
-) -> None:
+def _check_reference(entry: Entry, before: Sequence[Entry]) -> None:
     """An entry about an earlier one names it twice alike: as its subject and in the predicate."""
     try:
-        entry = before[predicate["about"]["seq"] - 1]
-        about = {"seq": entry.seq, "sha256": entry.digest}
-        if predicate["about"] == about and files == _reference(entry):
+        earlier = before[entry.predicate["about"]["seq"] - 1]
+        about = {"seq": earlier.seq, "sha256": earlier.digest}
+        if entry.predicate["about"] == about and entry.files == _reference(earlier):
             return
     except (KeyError, TypeError, IndexError):
         pass
@@ -222,25 +244,55 @@ def _place(predicate: Mapping[str, Any]) -> tuple[str, str]:
     raise EvidenceError("it names no result folder or no month")
 
 
-def _begin(store: Path) -> Chain:
-    """The chain, begun with a first key if there is none. Only under the lock."""
+def _begin(store: Path) -> tuple[bytes, _Tip]:
+    """The chain, begun with a first key if there is none, and its tip. Only under the lock."""
     path = store / CHAIN_NAME
     if path.exists():
-        return check_chain(path.read_bytes())
+        settle_append(path)
+        content = path.read_bytes()
+        return content, _tip(store, content)
     if (store / keys.PRIVATE_NAME).exists():
         raise EvidenceError(
             f"{path} is missing, though its key is there: put the chain back from a backup"
         )
     key = keys.propose(store)
-    return _append(store, b"", _key_payload(key.public_key(), 1, _BEFORE_THE_FIRST), [key])
+    payload = _key_payload(key.public_key(), 1, _BEFORE_THE_FIRST)
+    content = envelope.sign(payload, [key]) + b"\n"
+    tip = _tip(store, content)
+    replace_file(path, content, 0o644)
+    return content, tip
+
+
+def _tip(store: Path, content: bytes) -> _Tip:
+    """From memory if that is of the same bytes; else by verifying the whole chain."""
+    sha256 = hashlib.sha256(content).hexdigest()
+    try:
+        tip = _Tip(**json.loads((store / _TIP_NAME).read_bytes()))
+        if (tip.size_bytes, tip.sha256) == (len(content), sha256):
+            return tip
+    except (OSError, ValueError, TypeError):
+        pass
+    chain = check_chain(content)
+    folders = [str(entry.folder) for entry in chain.drills]
+    head = chain.head
+    return _Tip(len(content), sha256, head.seq, head.digest, head.key_id, folders)
 
 
 def _append(
-    store: Path, content: bytes, payload: bytes, signers: Sequence[Ed25519PrivateKey]
-) -> Chain:
-    chain = check_chain(content + envelope.sign(payload, signers) + b"\n")
-    replace_file(store / CHAIN_NAME, chain.content, 0o644)
-    return chain
+    store: Path, content: bytes, tip: _Tip, payload: bytes, signers: Sequence[Ed25519PrivateKey]
+) -> Entry:
+    line = envelope.sign(payload, signers)
+    entry, _ = _check_entry(line, tip.seq + 1, tip.digest, signers[0].public_key())
+    append_line(store / CHAIN_NAME, line)
+    whole = content + line + b"\n"
+    folders = [*tip.folders, *([entry.folder] if entry.folder else [])]
+    sha256 = hashlib.sha256(whole).hexdigest()
+    new = _Tip(len(whole), sha256, entry.seq, entry.digest, entry.key_id, folders)
+    unfinished = store / f".{_TIP_NAME}"
+    with suppress(OSError):  # only a memory: without it the next one verifies everything
+        unfinished.write_text(json.dumps(asdict(new)), encoding="ascii")
+        unfinished.replace(store / _TIP_NAME)
+    return entry
 
 
 def _key_payload(public: Ed25519PublicKey, seq: int, prev: str) -> bytes:

@@ -69,10 +69,11 @@ def _shown(
     drill: str, checks: Sequence[CheckResult], standing: Standing | None = None
 ) -> dict[str, Any]:
     verdict = worst(check.verdict for check in checks)
-    lines = [f"- `{check.name}`: {check.verdict}, {check.found}" for check in checks]
     metadata: dict[str, Any] = {
         "verdict": str(verdict),
-        "checks": dg.MetadataValue.md("\n".join(lines)),
+        **{
+            check.name: dg.MetadataValue.text(f"{check.verdict}: {check.found}") for check in checks
+        },
         "to_sign": dg.MetadataValue.text(f"recovery signoff {drill} --check … --result … --by …"),
     }
     if standing is not None:
