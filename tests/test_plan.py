@@ -18,6 +18,7 @@ from recovery_pipelines.drills.failure import tell_failure
 from recovery_pipelines.drills.record import DrillRecord
 from recovery_pipelines.errors import EvidenceError, PlanError
 from recovery_pipelines.evidence.signoff import sign_off, standings
+from recovery_pipelines.notifications import notify
 from recovery_pipelines.orchestration.controls import run_tags
 from recovery_pipelines.plan import Plan, load_plan, parse_plan
 from recovery_pipelines.verdict import Verdict
@@ -149,6 +150,34 @@ def effect_channel_webhook(tmp_path: Path, drill: Drill) -> None:
     with receiving() as (address, received):
         drill(teams__admin_team=[{"webhook": address}])
     assert [message["subject"].split()[-1] for message in received] == ["start", "completion"]
+
+
+def effect_channel_email(tmp_path: Path, drill: Drill) -> None:
+    from tests.mail import receiving_mail
+
+    with receiving_mail() as server:
+        smtp = server.settings | {"sender": "drills@example.org"}
+        plan = make_plan(tmp_path, smtp=smtp, teams__admin_team=[{"email": ["ops@example.org"]}])
+        notify(plan, ["admin_team"], "subject", {})
+    (mail,) = server.received
+    assert (mail.sender, mail.recipients) == ("drills@example.org", ["ops@example.org"])
+
+
+def effect_channel_apprise(tmp_path: Path, drill: Drill) -> None:
+    from tests.webhook import receiving
+
+    with receiving() as (address, received):
+        channel = {"apprise": address.replace("http://", "json://")}
+        notify(make_plan(tmp_path, teams__admin_team=[channel]), ["admin_team"], "subject", {})
+    assert [message["title"] for message in received] == ["subject"]
+
+
+def effect_smtp_login(tmp_path: Path, drill: Drill) -> None:
+    """Username, password and security are exercised in test_notifications.py, with TLS."""
+    from tests.test_notifications import test_a_login_needs_an_encrypted_session
+
+    with pytest.MonkeyPatch.context() as patch:
+        test_a_login_needs_an_encrypted_session(tmp_path, patch)
 
 
 def effect_scenario_name(tmp_path: Path, drill: Drill) -> None:
@@ -358,6 +387,14 @@ EFFECTS: dict[str, Callable[..., None]] = {
     "teams.log": effect_channel_log,
     "teams.file": effect_channel_file,
     "teams.webhook": effect_channel_webhook,
+    "teams.email": effect_channel_email,
+    "teams.apprise": effect_channel_apprise,
+    "smtp.host": effect_channel_email,
+    "smtp.port": effect_channel_email,
+    "smtp.sender": effect_channel_email,
+    "smtp.security": effect_smtp_login,
+    "smtp.username": effect_smtp_login,
+    "smtp.password": effect_smtp_login,
 } | {
     f"test_framework.{key}": effect
     for key, effect in {
@@ -514,6 +551,37 @@ MISTAKES = {
         "dataset: {size: 64MB, seed: 1}",
         "increments: 3",
         ["targets.test_dataset", "`path`"],
+    ),
+    "e-mail without a server": (
+        "admin_team: [{file: notifications.jsonl}]",
+        "admin_team: [{email: [ops@example.org]}]",
+        ["admin_team", "`smtp`"],
+    ),
+    "address with a line break": (
+        "admin_team: [{file: notifications.jsonl}]",
+        'admin_team: [{email: ["ops@example.org\\r\\nBcc: x@example.org"]}]',
+        ["teams.admin_team.0.email.0"],
+    ),
+    "password in the plan": (
+        "teams:",
+        "smtp: {host: mail, sender: a@example.org, username: a, password: secret}\nteams:",
+        ["smtp.password", "env:"],
+    ),
+    "password in the clear": (
+        "teams:",
+        "smtp: {host: mail, sender: a@example.org, security: none, username: a,"
+        " password: env:P}\nteams:",
+        ["smtp", "starttls or ssl"],
+    ),
+    "two ways in one channel": (
+        "admin_team: [{file: notifications.jsonl}]",
+        "admin_team: [{file: notifications.jsonl, log: true}]",
+        ["exactly one of: log, file, webhook, email, apprise"],
+    ),
+    "team without a channel": (
+        "admin_team: [{file: notifications.jsonl}]",
+        "admin_team: []",
+        ["teams.admin_team", "at least 1"],
     ),
     "not YAML": ("targets:", "targets: [", ["not valid YAML"]),
 }

@@ -9,15 +9,15 @@ from typing import Any
 
 
 @contextmanager
-def receiving() -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """Yields the server's address and the list of messages received so far."""
+def receiving(status: int = 204) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """Yields the server's address and the list of messages received so far; answers `status`."""
     received: list[dict[str, Any]] = []
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             length = int(self.headers["Content-Length"])
             received.append(json.loads(self.rfile.read(length)))
-            self.send_response(204)
+            self.send_response(status)
             self.end_headers()
 
         def log_message(self, format: str, *args: object) -> None:

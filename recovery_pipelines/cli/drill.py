@@ -18,8 +18,8 @@ from recovery_pipelines.build import build_definitions
 from recovery_pipelines.cli.plan import plan_option
 from recovery_pipelines.drills.failure import tell_failure
 from recovery_pipelines.drills.record import DrillRecord, folder_of, read_record
-from recovery_pipelines.errors import EvidenceError, PlanError
-from recovery_pipelines.evidence import read_chain
+from recovery_pipelines.errors import PlanError
+from recovery_pipelines.evidence import head_line
 from recovery_pipelines.orchestration.instance import open_instance, prepare_home
 from recovery_pipelines.orchestration.launcher import own_process_tag
 from recovery_pipelines.orchestration.partitions import current_month
@@ -70,7 +70,7 @@ def command(
                     console.print(f"stopped after {spec.name}; not run: {', '.join(rest)}")
                     break
     _summarize(records)
-    console.print(f"evidence head: {_evidence_head(plan.data_home)}", soft_wrap=True)
+    console.print(f"evidence head: {head_line(plan.data_home)}", soft_wrap=True)
     sys.exit(worst(record.verdict for record in records).exit_code)
 
 
@@ -131,14 +131,6 @@ def _summarize(records: Sequence[DrillRecord]) -> None:
     console.print(shown, verdicts)
     for record in records:
         console.print(f"{record.drill}: results in {record.folder}", soft_wrap=True)
-
-
-def _evidence_head(home: Path) -> str:
-    try:
-        head = read_chain(home).head
-    except (OSError, EvidenceError) as error:
-        return f"none: {error}"
-    return f"{head.seq} {head.digest}"
 
 
 def _coloured(verdict: Verdict) -> str:

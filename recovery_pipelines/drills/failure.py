@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from recovery_pipelines.notify import notify
+from recovery_pipelines.notifications import notify
 from recovery_pipelines.plan import DrillSpec
 
 

@@ -20,7 +20,7 @@ from recovery_pipelines.drills.resources import ResourceMeter
 from recovery_pipelines.drills.run import DrillRun, log
 from recovery_pipelines.errors import RecoveryError
 from recovery_pipelines.evidence import is_sealed, seal
-from recovery_pipelines.notify import notify
+from recovery_pipelines.notifications import notify
 from recovery_pipelines.plan import DrillSpec
 from recovery_pipelines.sandbox import Sandbox, exclusive, reap
 

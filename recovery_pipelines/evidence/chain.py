@@ -172,6 +172,17 @@ def read_chain(home: Path) -> Chain:
     return check_chain(read_lines(home / FOLDER_NAME / CHAIN_NAME))
 
 
+def head_line(home: Path) -> str:
+    """Number and SHA-256 of the newest entry, to be published; `none: …` says why there is none."""
+    try:
+        head = read_chain(home).head
+    except FileNotFoundError:
+        return "none: nothing is sealed yet"
+    except (OSError, EvidenceError) as error:
+        return f"none: {error}"
+    return f"{head.seq} {head.digest}"
+
+
 def check_chain(content: bytes) -> Chain:
     """Verify every entry; raises EvidenceError with the number of the first wrong one.
 

@@ -2,13 +2,14 @@
 
 import hashlib
 import json
-import re
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ByteSize,
@@ -21,6 +22,9 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+
+if TYPE_CHECKING:
+    import apprise
 
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,63}$")]
 
@@ -314,6 +318,72 @@ class Target(_Strict):
         return self
 
 
+MailAddress = Annotated[
+    str, Field(pattern=r"^[!#-'*+\-./0-9=?A-Z^_`a-z{|}~]{1,64}@[A-Za-z0-9.\-]{1,255}$")
+]
+Secret = Annotated[str, Field(pattern=r"^env:[A-Za-z_][A-Za-z0-9_]*$")]
+"""`env:NAME`: the value is in the environment, never in the plan."""
+WebAddress = Annotated[str, Field(pattern=r"^(https?://\S+|env:[A-Za-z_][A-Za-z0-9_]*)$")]
+
+
+def apprise_service(address: str) -> "apprise.NotifyBase":
+    """The service that an apprise address stands for. ValueError, without the address, if none."""
+    import apprise  # slow, and seldom needed
+
+    asset = apprise.AppriseAsset(storage_mode=apprise.PersistentStoreMode.MEMORY)
+    logger = logging.getLogger("apprise")
+    was_off, logger.disabled = logger.disabled, True  # it would log an address it cannot read
+    try:
+        service = apprise.Apprise.instantiate(address, asset=asset)
+    finally:
+        logger.disabled = was_off
+    if service is None:
+        raise ValueError("not an address that apprise knows")
+    if len(service) > service.retry + 1:
+        raise ValueError("several recipients in one apprise address: give each its own channel")
+    return service
+
+
+def _known_to_apprise(address: str) -> str:
+    if not address.startswith("env:"):
+        apprise_service(address)
+    return address
+
+
+AppriseAddress = Annotated[str, AfterValidator(_known_to_apprise)]
+_SMTP_PORTS = {"starttls": 587, "ssl": 465, "none": 25}
+
+
+class Smtp(_Strict):
+    """The server that takes the teams' e-mail."""
+
+    host: Annotated[str, Field(pattern=r"^[A-Za-z0-9.:\-]{1,255}$")]
+    port: Annotated[int, Field(ge=1, le=65535)] = 0
+    """If left out: 587 for starttls, 465 for ssl, 25 for none."""
+    security: Literal["starttls", "ssl", "none"] = "starttls"
+    sender: MailAddress
+    username: str | None = None
+    password: Secret | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _usual_port(cls, data: object) -> object:
+        if isinstance(data, dict) and "port" not in data:
+            port = _SMTP_PORTS.get(str(data.get("security", "starttls")))
+            return {**data, "port": port} if port else data
+        return data
+
+    @model_validator(mode="after")
+    def _safe_login(self) -> Self:
+        if (self.username is None) != (self.password is None):
+            raise ValueError("give both `username` and `password` (as env:NAME), or neither")
+        if self.username is not None and self.security == "none":
+            raise ValueError(
+                "a password is not sent in the clear: security must be starttls or ssl"
+            )
+        return self
+
+
 class Channel(_Strict):
     """One way to reach a team: exactly one key."""
 
@@ -321,17 +391,18 @@ class Channel(_Strict):
     """The log of the process."""
     file: Path | None = None
     """A file of JSON lines, relative to `data_home`."""
-    webhook: str | None = None
+    webhook: WebAddress | None = None
     """An http(s) address that takes a JSON body, or `env:NAME` for an address that is secret."""
+    email: Annotated[tuple[MailAddress, ...], Field(min_length=1)] | None = None
+    """Addresses, reached through the plan's `smtp`."""
+    apprise: AppriseAddress | None = None
+    """An address of a service that apprise knows, or `env:NAME`; one recipient each."""
 
     @model_validator(mode="after")
     def _one_way(self) -> Self:
-        if sum(way is not None for way in (self.log, self.file, self.webhook)) != 1:
-            raise ValueError("a channel has exactly one of: log, file, webhook")
-        if self.webhook and not re.match(
-            r"^(https?://\S+|env:[A-Za-z_][A-Za-z0-9_]*)$", self.webhook
-        ):
-            raise ValueError("webhook must be http://…, https://… or env:NAME")
+        ways = [name for name in type(self).model_fields if getattr(self, name) is not None]
+        if len(ways) != 1:
+            raise ValueError(f"a channel has exactly one of: {', '.join(type(self).model_fields)}")
         return self
 
 
@@ -363,7 +434,9 @@ class Plan(_Strict):
     data_home: Path = Path("data")
     """The folder for everything that drills write; relative to the plan's own folder."""
     targets: dict[Name, Target]
-    teams: dict[Name, tuple[Channel, ...]] = {}
+    teams: dict[Name, Annotated[tuple[Channel, ...], Field(min_length=1)]] = {}
+    smtp: Smtp | None = None
+    """Needed by channels with `email`."""
     test_framework: TestFramework = TestFramework()
 
     _file_name: str = PrivateAttr("")
@@ -386,6 +459,16 @@ class Plan(_Strict):
             raise ValueError(
                 f"notifications name {', '.join(unknown)}, which `teams` does not define; "
                 f"defined: {', '.join(sorted(self.teams)) or 'none'}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _mail_has_a_server(self) -> Self:
+        mailed = [name for name, channels in self.teams.items() if any(c.email for c in channels)]
+        if mailed and self.smtp is None:
+            raise ValueError(
+                f"`teams` reach {', '.join(mailed)} by e-mail: `smtp` must name a server "
+                "(host, sender)"
             )
         return self
 
