@@ -17,6 +17,7 @@ from recovery_pipelines.assets import (
     drill_history,
     incremental_backups,
     recovery_metrics,
+    reports,
     restore,
     test_dataset,
     trend_analysis,
@@ -57,17 +58,21 @@ def build_definitions(plan: Plan | Path | str | None = None) -> dg.Definitions:
         cron_schedule = settings.automation.cron_schedule
         if cron_schedule:
             schedules.append(drill_schedule(group_jobs[-1], in_group, cron_schedule))
-    analysis_assets = _analysis_assets(plan, specs)
+    tables = _analysis_assets(plan, specs)
+    derived = list(tables)
+    if plan.test_framework.reporting.documentation.test_results.format:
+        derived.append(reports.build(plan, specs, tables))
+        group_jobs.append(reports.job(derived[-1]))
     return dg.Definitions(
-        assets=[*(asset for spec in specs for asset in stage_assets(spec)), *analysis_assets],
+        assets=[*(asset for spec in specs for asset in stage_assets(spec)), *derived],
         resources=RESOURCES,
         jobs=[*jobs(specs), *group_jobs],
         schedules=schedules,
         sensors=[
             drill_failure.build(specs, "recovery_drill_failure"),
             sandbox_reaper.build(plan.data_home),
-            *([analysis.build(analysis_assets)] if analysis_assets else []),
-            *_sign_off_sensors(plan, specs, analysis_assets[:1]),
+            *([analysis.build(derived)] if derived else []),
+            *_sign_off_sensors(plan, specs, tables[:1]),
         ],
     )
 

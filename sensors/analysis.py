@@ -1,4 +1,4 @@
-"""Makes the tables of the analysis anew when a drill has ended."""
+"""Makes the tables of the analysis and the reports anew when a drill has ended."""
 
 from collections.abc import Sequence
 
@@ -9,8 +9,8 @@ def build(assets: Sequence[dg.AssetsDefinition]) -> dg.AutomationConditionSensor
     """The sensor `recovery_analysis`, which evaluates the conditions of `assets`."""
     return dg.AutomationConditionSensorDefinition(
         "recovery_analysis",
-        target=dg.AssetSelection.assets(*(asset.key for asset in assets)),
+        target=dg.AssetSelection.assets(*(key for asset in assets for key in asset.keys)),
         default_status=dg.DefaultSensorStatus.RUNNING,
         minimum_interval_seconds=30,
-        description="Makes the tables of the analysis anew when a drill has ended.",
+        description="Makes the tables of the analysis and the reports anew when a drill has ended.",
     )

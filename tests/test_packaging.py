@@ -71,7 +71,9 @@ def test_the_wheel_brings_one_package_with_everything_in_it(wheel: Path) -> None
         name if name.startswith("recovery_pipelines/") else f"recovery_pipelines/{name}"
         for name in modules
     }
-    assert expected | {"recovery_pipelines/py.typed"} == set(names)
+    templates = (PROJECT / "recovery_pipelines/reporting/templates").iterdir()
+    others = {path.relative_to(PROJECT).as_posix() for path in templates}
+    assert expected | others | {"recovery_pipelines/py.typed"} == set(names)
 
 
 def test_users_merge_our_definitions_beside_their_own_assets_package(
@@ -94,7 +96,7 @@ def test_users_merge_our_definitions_beside_their_own_assets_package(
     plan = "targets:\n  docs:\n    path: /srv/docs\n    engines: [tar]\n"
     (tmp_path / "recovery.yaml").write_text(plan)
     (tmp_path / "user_code.py").write_text(USER_CODE)
-    assert "merged 23" in run(python, "user_code.py", cwd=tmp_path)
+    assert "merged 25" in run(python, "user_code.py", cwd=tmp_path)
 
 
 def test_dagster_finds_the_code_location_from_the_repository_root() -> None:

@@ -21,6 +21,8 @@ from recovery_pipelines.evidence.signoff import sign_off, standings
 from recovery_pipelines.notifications import notify
 from recovery_pipelines.orchestration.controls import run_tags
 from recovery_pipelines.plan import Plan, load_plan, parse_plan
+from recovery_pipelines.reporting.publish import distribute, write_reports
+from recovery_pipelines.reporting.render import NAMES as REPORTS
 from recovery_pipelines.verdict import Verdict
 from tests.plans import MONTH, SHIPPED, content, make_plan, make_spec
 
@@ -30,6 +32,7 @@ CONTROLS = f"{EXECUTION}__execution_controls"
 MANUAL = f"{EXECUTION}__validation__manual_verification"
 METRICS = "test_framework__reporting__metrics__collection"
 ANALYSIS = "test_framework__reporting__metrics__analysis"
+RESULTS = "test_framework__reporting__documentation__test_results"
 
 
 @pytest.fixture
@@ -371,6 +374,23 @@ def effect_analysis(key: str, asset: str) -> Callable[..., None]:
     return effect
 
 
+def effect_report_format(tmp_path: Path, drill: Drill) -> None:
+    for names in (["executive_summary"], ["detailed_report", "executive_summary"], []):
+        plan = make_plan(tmp_path, **{f"{RESULTS}__format": names})
+        keys = build_definitions(plan).resolve_asset_graph().get_all_asset_keys()
+        assert {key.path[-1] for key in keys} & set(REPORTS) == set(names)
+
+
+def effect_distribution(tmp_path: Path, drill: Drill) -> None:
+    drill()
+    told = []
+    for team in ("stakeholders", "service_owners"):
+        plan = make_plan(tmp_path, **{f"{RESULTS}__distribution": [team]})
+        distribute(plan.data_home, plan, write_reports(plan.data_home, plan, MONTH))
+        told = [m["teams"] for m in messages(plan.data_home) if "report" in m["subject"]]
+    assert told == [["stakeholders"]], "and what was sent is not sent again"
+
+
 EFFECTS: dict[str, Callable[..., None]] = {
     "data_home": effect_data_home,
     "targets.path": effect_target_path,
@@ -441,6 +461,8 @@ EFFECTS: dict[str, Callable[..., None]] = {
         "reporting.metrics.analysis.comparison_with_baseline": (
             effect_analysis("comparison_with_baseline", "baseline_comparison")
         ),
+        "reporting.documentation.test_results.format": effect_report_format,
+        "reporting.documentation.test_results.distribution": effect_distribution,
         "reporting.metrics.analysis.anomaly_detection": (
             effect_analysis("anomaly_detection", "anomaly_detection")
         ),
@@ -514,6 +536,9 @@ def test_the_shipped_plan_holds_the_seeds_values() -> None:
     assert execution["preparation"]["notifications"]["start"] == SEED_VALUES["start"]
     assert execution["preparation"]["notifications"]["completion"] == SEED_VALUES["completion"]
     assert framework["reporting"]["metrics"]["analysis"] == SEED_VALUES["analysis"]
+    results = framework["reporting"]["documentation"]["test_results"]
+    assert results["format"] == ["detailed_report", "executive_summary"]
+    assert results["distribution"] == ["admin_team", "stakeholders"]
 
 
 def test_a_plan_of_one_target_drills_both_scenarios(tmp_path: Path) -> None:

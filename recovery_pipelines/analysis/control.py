@@ -25,6 +25,7 @@ _WEIGHT = 0.2
 _AVERAGE_DEVIATION = (_WEIGHT / (2 - _WEIGHT)) ** 0.5
 _SCORE_LIMIT = 3.0
 _TREND_OVER = 0.05
+_BAND = 0.95
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
@@ -38,6 +39,9 @@ class Judgement:
     """Drills that the month was compared with."""
     typical: Floats
     """Geometric mean of that baseline."""
+    low: Floats
+    """With `high`, the 95 % prediction interval for the month's value; NaN without a verdict."""
+    high: Floats
     p_value: Floats
     """Chance of a value this large if nothing changed; NaN without a verdict."""
     q_value: Floats
@@ -79,7 +83,8 @@ def judge(values: Floats, restarts: Collection[tuple[int, int]] = ()) -> Judgeme
         tested = now & (count >= MINIMUM_DRILLS)
         p_value, unusual = found.p_value[month], found.unusual[month]
         with np.errstate(invalid="ignore", divide="ignore"):
-            distance = (logs[month] - mean) / (deviation * np.sqrt(1 + 1 / count))
+            spread = deviation * np.sqrt(1 + 1 / count)
+            distance = (logs[month] - mean) / spread
         p_value[tested] = special.stdtr(_PRIOR_DRILLS + count - 1, -distance)[tested]
         if tested.any():
             found.q_value[month, tested] = stats.false_discovery_control(p_value[tested])
@@ -103,6 +108,10 @@ def judge(values: Floats, restarts: Collection[tuple[int, int]] = ()) -> Judgeme
             growing[metric] = p <= (_TREND_OVER if growing[metric] else TREND_ALPHA)
 
         found.baseline_drills[month], found.typical[month] = count, np.exp(mean)
+        half = stats.t.ppf((1 + _BAND) / 2, _PRIOR_DRILLS + count - 1) * spread
+        enough = count >= MINIMUM_DRILLS
+        found.low[month] = np.where(enough, np.exp(mean - half), np.nan)
+        found.high[month] = np.where(enough, np.exp(mean + half), np.nan)
         found.shifted[month], found.growing[month] = shifted, growing
         for restarted in (metric for at, metric in restarts if at == month):
             begin[restarted], low[restarted], average[restarted] = month, month, 0.0
@@ -144,6 +153,8 @@ def _empty(months: int, metrics: int) -> Judgement:
     return Judgement(
         baseline_drills=np.zeros(shape, dtype=np.int64),
         typical=np.full(shape, np.nan),
+        low=np.full(shape, np.nan),
+        high=np.full(shape, np.nan),
         p_value=np.full(shape, np.nan),
         q_value=np.full(shape, np.nan),
         unusual=np.zeros(shape, dtype=bool),

@@ -128,6 +128,38 @@ def _typical(logs: Floats) -> dict[str, float]:
     return dict(zip(names, map(float, found), strict=True))
 
 
+def expected_ranges(months: pd.DataFrame, said: Sequence[Acknowledgement] = ()) -> pd.DataFrame:
+    """By drill and month: the recovery time beside what the months before it predict.
+
+    `low_seconds` to `high_seconds` is the 95 % prediction interval around `typical_seconds`; all
+    three are NaN with fewer than five drills in the baseline. `flagged` months are part of an
+    anomaly.
+    """
+    columns = (
+        "drill",
+        "month",
+        "seconds",
+        "typical_seconds",
+        "low_seconds",
+        "high_seconds",
+        "flagged",
+    )
+    rows = []
+    for series in _series(months, said, ("recovery_seconds",)):
+        found, at = series.judgement, series.position
+        typical = np.where(np.isnan(found.low[:, at]), np.nan, found.typical[:, at])
+        by_month = (
+            series.months,
+            series.values,
+            typical,
+            found.low[:, at],
+            found.high[:, at],
+            found.active[:, at],
+        )
+        rows += [(series.drill, *row) for row in zip(*by_month, strict=True)]
+    return pd.DataFrame(rows, columns=columns)
+
+
 # --- trends and forecast ------------------------------------------------------------------
 
 

@@ -18,6 +18,7 @@ class _LazyGroup(click.Group):
         "evidence": "recovery_pipelines.cli.evidence",
         "manifest": "recovery_pipelines.cli.manifest",
         "plan": "recovery_pipelines.cli.plan",
+        "report": "recovery_pipelines.cli.report",
         "signoff": "recovery_pipelines.cli.signoff",
         "ui": "recovery_pipelines.cli.ui",
     }

@@ -14,6 +14,7 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
+from recovery_pipelines.assets.reports import JOB as REPORTS_JOB
 from recovery_pipelines.build import build_definitions
 from recovery_pipelines.cli.plan import plan_option
 from recovery_pipelines.drills.failure import tell_failure
@@ -24,6 +25,7 @@ from recovery_pipelines.orchestration.instance import open_instance, prepare_hom
 from recovery_pipelines.orchestration.launcher import own_process_tag
 from recovery_pipelines.orchestration.partitions import current_month
 from recovery_pipelines.plan import DrillSpec, find_plan, load_plan
+from recovery_pipelines.reporting.publish import report_folder
 from recovery_pipelines.verdict import Verdict, worst
 
 _COLOURS = {Verdict.PASS: "green", Verdict.FAIL: "red", Verdict.INVALID: "red"}
@@ -69,7 +71,11 @@ def command(
                 if stops and rest:
                     console.print(f"stopped after {spec.name}; not run: {', '.join(rest)}")
                     break
+        wanted_reports = plan.test_framework.reporting.documentation.test_results.format
+        reported = bool(wanted_reports) and _report(month, definitions, instance)
     _summarize(records)
+    if reported:
+        console.print(f"reports: {report_folder(plan.data_home, month)}", soft_wrap=True)
     console.print(f"evidence head: {head_line(plan.data_home)}", soft_wrap=True)
     sys.exit(worst(record.verdict for record in records).exit_code)
 
@@ -106,6 +112,20 @@ def _run(
             break
         console.print(f"attempt {attempt + 1} of {spec.name} ended in ERROR: {record.reason}")
     return record
+
+
+def _report(month: str, definitions: dg.Definitions, instance: dg.DagsterInstance) -> bool:
+    """Make the month's reports and send them; returns whether they are there."""
+    done = definitions.resolve_job_def(REPORTS_JOB).execute_in_process(
+        instance=instance,
+        partition_key=month,
+        run_config=_QUIET,
+        tags=own_process_tag(),
+        raise_on_error=False,
+    )
+    if not done.success:
+        console.print(f"the reports were not made: see run {done.run_id} in `recovery ui`")
+    return done.success
 
 
 def _show(record: DrillRecord) -> None:

@@ -25,6 +25,8 @@ class DrillRecord:
     messages: list[str]
     not_tested: list[str]
     metrics: dict[str, Any]
+    content: dict[str, Any]
+    """The whole record, as it was written."""
     manual_checks: tuple[str, ...] = ()
     """What a named person must verify before the drill can PASS."""
 
@@ -88,5 +90,6 @@ def read_record(folder: Path) -> DrillRecord:
         messages=content["messages"],
         not_tested=content["not_tested"],
         metrics=content["metrics"],
+        content=content,
         manual_checks=tuple(content.get("manual_verification", {}).get("required_checks", ())),
     )

@@ -255,8 +255,25 @@ class Metrics(_Strict):
     analysis: MetricsAnalysis = MetricsAnalysis()
 
 
+class TestResults(_Strict):
+    """The reports that are made of every month, and who gets them."""
+
+    format: tuple[Literal["detailed_report", "executive_summary"], ...] = (
+        "detailed_report",
+        "executive_summary",
+    )
+    distribution: tuple[Name, ...] = ()
+
+    _no_repeats = field_validator("format", "distribution")(_unique)
+
+
+class ReportDocumentation(_Strict):
+    test_results: TestResults = TestResults()
+
+
 class Reporting(_Strict):
     metrics: Metrics = Metrics()
+    documentation: ReportDocumentation = ReportDocumentation()
 
 
 class TestFramework(_Strict):
@@ -451,7 +468,8 @@ class Plan(_Strict):
     @model_validator(mode="after")
     def _teams_exist(self) -> Self:
         notifications = self.test_framework.test_execution.preparation.notifications
-        named = {*notifications.start, *notifications.completion}
+        distribution = self.test_framework.reporting.documentation.test_results.distribution
+        named = {*notifications.start, *notifications.completion, *distribution}
         for _, group in self.groups():
             named |= set(group.automation.notification)
         unknown = sorted(named - set(self.teams))
