@@ -27,3 +27,7 @@ class DrillTimeout(RecoveryError):
 
 class EvidenceError(RecoveryError):
     """Evidence is broken, or something cannot become evidence."""
+
+
+class NetworkError(RecoveryError):
+    """A drill's network, or the database on it, did not do what was asked."""

@@ -1,0 +1,1 @@
+"""Networks for drills: hosts that can be cut off, a replicated database on them, its failover."""

@@ -1,0 +1,286 @@
+"""The laboratory: a process with namespaces of its own that holds the hosts, the databases and
+the clients of one drill.
+
+`outside.Laboratory` starts it and speaks to it: one JSON object a line, in and out. It is the
+first process of its namespaces, so whatever it holds is gone when it ends; and it ends with
+whoever started it, because then its standard input closes.
+"""
+
+import json
+import os
+import queue
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from pwd import getpwnam
+from typing import Any
+
+import psycopg
+
+from recovery_pipelines.errors import NetworkError, RecoveryError
+from recovery_pipelines.network import measure
+from recovery_pipelines.network.database import PORT, Node
+from recovery_pipelines.network.failover import VantagePoint, fail_over
+from recovery_pipelines.network.hosts import build_network, cut, heal
+from recovery_pipelines.network.writers import TABLE, Writer, client_address
+from recovery_pipelines.tools import find_tool, run_tool
+
+ROOM = Path("/mnt")
+"""A tmpfs of the laboratory's own: the databases leave nothing on the machine's disk."""
+HOSTS = ("primary", "standby", "witness", "client")
+_ROOM_BYTES = 1_000_000_000
+_ECHOES = 60
+_ECHO_INTERVAL_SECONDS = 0.005
+_ANSWER_SECONDS = 0.3
+_TRANSFER_BYTES = 500_000
+_TRANSFERS = 3
+_TRANSFER_TIMEOUT_SECONDS = 1.0
+_CLIENT_PATIENCE_SECONDS = 10.0
+_NESTED_USER = "1000"
+"""Inside a namespace whose root is an ordinary user, PostgreSQL (it refuses root) runs as this."""
+
+
+class _Laboratory:
+    def __init__(self, told: dict[str, Any]) -> None:
+        self._told = told
+        self._logs = Path(told["logs"])
+        self._synchronous = bool(told["synchronous"])
+        for where in (ROOM, Path("/dev/shm")):
+            _mount("-t", "tmpfs", "-o", f"mode=755,size={_ROOM_BYTES}", "tmpfs", str(where))
+        self.hosts = build_network(HOSTS)
+        self.primary, self.standby = (self._node(name) for name in ("primary", "standby"))
+        self.points: list[VantagePoint] = []
+        self.writers: list[Writer] = []
+
+    def _node(self, name: str) -> Node:
+        folder = ROOM / name
+        folder.mkdir(mode=0o700)
+        if not self._told["ordinary_user"]:
+            user = getpwnam(self._told["user"])
+            os.chown(folder, user.pw_uid, user.pw_gid)
+        tools = Path(self._told["postgres_tools"])
+        return Node(
+            self.hosts[name], folder, self._logs, lambda tool: str(tools / tool), self._as_user
+        )
+
+    def _as_user(self, command: Sequence[str]) -> list[str]:
+        if self._told["ordinary_user"]:
+            mapped = [f"--map-user={_NESTED_USER}", f"--map-group={_NESTED_USER}"]
+            return [find_tool("unshare", "util-linux"), "--user", *mapped, "--", *command]
+        user = self._told["user"]
+        who = [f"--reuid={user}", f"--regid={getpwnam(user).pw_gid}", "--clear-groups"]
+        return [find_tool("setpriv", "util-linux"), *who, "--", *command]
+
+    # --- what can be asked for ----------------------------------------------------------
+
+    def do_build(self) -> dict[str, Any]:
+        """The replicating pair, the clients and the vantage points."""
+        primary, standby = self.primary, self.standby
+        primary.create()
+        primary.start()
+        primary.ask(TABLE)
+        standby.copy_from(primary)
+        standby.start(follow=primary)
+        primary.await_standby(standby)
+        if self._synchronous:
+            primary.demand_synchronous(standby)
+        for host in self.hosts.values():
+            host.start(measure.serve_sink, "sink")
+        nodes = (primary.host, standby.host)
+        self.writers = [
+            Writer("client", self.hosts["client"], nodes),
+            Writer("beside_primary", self.hosts["primary"], nodes),
+        ]
+        for writer in self.writers:
+            self._await_write(writer, "primary", time.monotonic())
+        return {}
+
+    def do_watch(self, points: list[str], least_bits_per_second: float) -> dict[str, Any]:
+        """Start looking at the primary; returns when every vantage point has found it well."""
+        self.points = [
+            VantagePoint(self.hosts[name], self.primary.host, least_bits_per_second)
+            for name in points
+        ]
+        if not measure.await_condition(
+            lambda: all(any(not seen.why for seen in p.observations) for p in self.points), 10
+        ):
+            raise NetworkError("the network is not well before the failure: nothing can be tested")
+        return {}
+
+    def do_measure(self, paths: list[str], transfers: int = _TRANSFERS) -> dict[str, Any]:
+        """How well hosts are joined (`client → primary`): one row each with `path`, `accessible`,
+        `loss`, `latency_seconds`, `bits_per_second`."""
+        return {"paths": [self._path(path, transfers) for path in paths]}
+
+    def _path(self, path: str, transfers: int) -> dict[str, Any]:
+        source, destination = path.split(" → ")
+        host, address = self.hosts[source], self.hosts[destination].address
+        echoes = host.call(
+            lambda: measure.ping(address, _ECHOES, _ECHO_INTERVAL_SECONDS, _ANSWER_SECONDS)
+        )
+        rates = [0.0]
+        if echoes.received:
+            rates = [
+                host.call(
+                    lambda: measure.bandwidth(address, _TRANSFER_BYTES, _TRANSFER_TIMEOUT_SECONDS)
+                )
+                for _ in range(transfers)
+            ]
+        return {
+            "path": path,
+            "accessible": host.call(lambda: measure.answers(address, PORT, _ANSWER_SECONDS)),
+            "loss": echoes.loss,
+            "latency_seconds": echoes.latency_seconds,
+            "bits_per_second": statistics.median(rates),
+        }
+
+    def do_cut(self, kind: str) -> dict[str, Any]:
+        others = (self.hosts["standby"], self.hosts["witness"])
+        began = time.monotonic()
+        cut(kind, self.hosts["primary"], others)
+        return {"began": began, "ended": time.monotonic()}
+
+    def do_fail_over(self, fence: bool, patience: float) -> dict[str, Any]:
+        done = fail_over(self.points, self.primary, self.standby, fence=fence, patience=patience)
+        for point in self.points:
+            point.stop()
+        return asdict(done) | {
+            "observations": [
+                {"vantage_point": point.name, **asdict(seen)}
+                for point in self.points
+                for seen in point.observations
+            ]
+        }
+
+    def do_services(self, since: float) -> dict[str, Any]:
+        """Who is the primary, in its own eyes; and, for each client, the node that acknowledged
+        it after `since` (waits for one)."""
+        served = {}
+        deadline = time.monotonic() + _CLIENT_PATIENCE_SECONDS
+        for writer in self.writers[:1]:
+            while writer.acknowledged[-1].at <= since and time.monotonic() < deadline:
+                time.sleep(0.02)
+            latest = writer.acknowledged[-1]
+            served[writer.name] = latest.node if latest.at > since else None
+        primaries = [node.name for node in (self.primary, self.standby) if node.is_primary]
+        return {"served": served, "primaries": primaries}
+
+    def do_heal(self) -> dict[str, Any]:
+        heal(self.hosts["primary"])
+        healed = measure.await_condition(
+            lambda: self.hosts["standby"].call(
+                lambda: measure.ping(self.primary.host.address, 5, 0.01, 0.2).received == 5
+            ),
+            10,
+        )
+        return {"healed": healed}
+
+    def do_rejoin(self) -> dict[str, Any]:
+        """The former primary becomes the standby of the node that took over."""
+        began = time.monotonic()
+        if self.primary.runs:
+            self.primary.stop("immediate")  # a second primary has nothing to hand over
+        self.primary.rewind(self.standby)
+        self.primary.start(follow=self.standby)
+        self.standby.await_standby(self.primary)
+        if self._synchronous:
+            self.standby.demand_synchronous(self.primary)
+        return {"seconds": time.monotonic() - began}
+
+    def do_fail_back(self) -> dict[str, Any]:
+        """Hand over to the former primary without loss; the other becomes its standby again."""
+        began = time.monotonic()
+        self.standby.await_standby(self.primary)
+        self.standby.stop("fast")
+        self.primary.promote()
+        promoted_at = time.monotonic()
+        self.standby.start(follow=self.primary)
+        self.primary.await_standby(self.standby)
+        if self._synchronous:
+            self.primary.demand_synchronous(self.standby)
+        for writer in self.writers:
+            self._await_write(writer, "primary", promoted_at)
+        return {"seconds": time.monotonic() - began}
+
+    def do_finish(self) -> dict[str, Any]:
+        """Stop the clients; what they were told, and what the nodes hold."""
+        for writer in self.writers:
+            writer.stop()
+        held: dict[str, dict[str, list[int]]] = {}
+        if self.primary.is_primary and self.standby.runs:
+            self.primary.await_standby(self.standby)
+        for node in (self.primary, self.standby):
+            if node.runs:
+                held[node.name] = {name: sorted(rows) for name, rows in node.rows().items()}
+        return {
+            "acknowledged": [asdict(a) for writer in self.writers for a in writer.acknowledged],
+            "held": held,
+            "errors": {writer.name: writer.errors for writer in self.writers},
+        }
+
+    def do_write_once(self, source: str) -> dict[str, Any]:
+        """Write one row from a host to whichever node takes it; names the node."""
+        nodes = {node.host.address: node.name for node in (self.primary, self.standby)}
+        address = client_address([self.primary.host, self.standby.host])
+
+        def write() -> str:
+            with psycopg.connect(address, autocommit=True) as connection:
+                connection.execute("insert into recovery_ledger values (%s, 1)", (source,))
+                return nodes[connection.info.host]
+
+        try:
+            return {"node": self.hosts[source].call(write)}
+        except psycopg.Error as error:
+            return {"node": None, "why": str(error)}
+
+    def _await_write(self, writer: Writer, node: str, since: float) -> None:
+        def served() -> bool:
+            known = writer.acknowledged[-1:]
+            return bool(known) and known[0].node == node and known[0].at > since
+
+        if not measure.await_condition(served, _CLIENT_PATIENCE_SECONDS):
+            why = writer.errors[-1:] or "it was not answered"
+            raise NetworkError(f"{writer.name} cannot write to {node}: {why}")
+
+
+def _mount(*words: str) -> None:
+    done = run_tool([find_tool("mount", "util-linux"), *words])
+    if done.returncode:
+        raise NetworkError(f"mount {words[-1]}: {done.complaint}")
+
+
+def _serve() -> None:
+    laboratory = _Laboratory(json.loads(sys.stdin.readline()))
+    requests: queue.Queue[dict[str, Any]] = queue.Queue()
+
+    def listen() -> None:
+        for line in sys.stdin:
+            requests.put(json.loads(line))
+        os._exit(0)  # whoever started us is gone, and so is everything here
+
+    threading.Thread(target=listen, daemon=True).start()
+    _say({"ready": os.getpid()})
+    while True:
+        request = requests.get()
+        try:
+            answer = getattr(laboratory, f"do_{request.pop('do')}")(**request)
+        except (RecoveryError, OSError, subprocess.SubprocessError) as error:
+            answer = {"error": f"{error}"}
+        _say(answer)
+
+
+def _say(answer: dict[str, Any]) -> None:
+    print(json.dumps(answer), flush=True)  # noqa: T201 - the answer channel
+
+
+if __name__ == "__main__":
+    try:
+        _serve()
+    except RecoveryError as error:
+        _say({"error": str(error)})
+        sys.exit(1)
