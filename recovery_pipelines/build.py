@@ -15,6 +15,7 @@ from recovery_pipelines.assets import (
     checksum_validation,
     corruption,
     drill_history,
+    evidence_retention,
     incremental_backups,
     recovery_metrics,
     reports,
@@ -63,8 +64,10 @@ def build_definitions(plan: Plan | Path | str | None = None) -> dg.Definitions:
     if plan.test_framework.reporting.documentation.test_results.format:
         derived.append(reports.build(plan, specs, tables))
         group_jobs.append(reports.job(derived[-1]))
+    retention, daily = evidence_retention.build(plan)
+    schedules.append(daily)
     return dg.Definitions(
-        assets=[*(asset for spec in specs for asset in stage_assets(spec)), *derived],
+        assets=[*(asset for spec in specs for asset in stage_assets(spec)), *derived, retention],
         resources=RESOURCES,
         jobs=[*jobs(specs), *group_jobs],
         schedules=schedules,

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from tests.plans import MONTH, SHIPPED, content, make_plan, make_spec
 DATA = "test_framework__test_scenarios__data_recovery"
 EXECUTION = "test_framework__test_execution"
 CONTROLS = f"{EXECUTION}__execution_controls"
+RETENTION = "test_framework__reporting__documentation__test_results__retention"
 MANUAL = f"{EXECUTION}__validation__manual_verification"
 METRICS = "test_framework__reporting__metrics__collection"
 ANALYSIS = "test_framework__reporting__metrics__analysis"
@@ -337,6 +339,24 @@ def effect_manual_documentation(tmp_path: Path, drill: Drill) -> None:
         sign_off(tmp_path / "data", standing.drill, **said, documentation={})
 
 
+def effect_retention(key: str, gone: str) -> Callable[..., None]:
+    def effect(tmp_path: Path, drill: Drill) -> None:
+        from recovery_pipelines.evidence.clock import Clock
+        from recovery_pipelines.evidence.retention import prune
+
+        for _ in range(3):
+            drill()
+        later = Clock("boot", 0, datetime.now(UTC) + timedelta(days=40))
+        for days, removed in (("50d", False), ("30d", True)):
+            retentions = {RETENTION: "30d", "evidence__retention": "forever"} | {key: days}
+            found = prune(
+                make_plan(tmp_path, **retentions), dry_run=True, trust_clock=True, now=later
+            )
+            assert any(name.endswith(gone) for name in found.sealed) is removed
+
+    return effect
+
+
 def effect_metrics(group: str, column: str) -> Callable[..., None]:
     def effect(tmp_path: Path, drill: Drill) -> None:
         assert column in drill().metrics
@@ -404,6 +424,7 @@ EFFECTS: dict[str, Callable[..., None]] = {
     "targets.objectives.rto_seconds": effect_objective("rto_seconds", "recovery_seconds"),
     "targets.objectives.rpo_seconds": effect_objective("rpo_seconds", "rpo_seconds"),
     "targets.not_kept": effect_not_kept,
+    "evidence.retention": effect_retention("evidence__retention", "record.json"),
     "teams.log": effect_channel_log,
     "teams.file": effect_channel_file,
     "teams.webhook": effect_channel_webhook,
@@ -446,6 +467,9 @@ EFFECTS: dict[str, Callable[..., None]] = {
         "test_execution.validation.automated_checks.data_integrity": effect_automated_checks,
         "test_execution.validation.manual_verification.required_checks": effect_manual_checks,
         "test_execution.validation.manual_verification.documentation": effect_manual_documentation,
+        "reporting.documentation.test_results.retention": (
+            effect_retention(RETENTION, "journal.jsonl")
+        ),
         "reporting.metrics.collection.performance_metrics": (
             effect_metrics("performance_metrics", "recovery_seconds")
         ),
@@ -607,6 +631,11 @@ MISTAKES = {
         "admin_team: [{file: notifications.jsonl}]",
         "admin_team: []",
         ["teams.admin_team", "at least 1"],
+    ),
+    "records shorter than tables": (
+        "  retention: forever",
+        "  retention: 30d",
+        ["evidence.retention (30d) is shorter"],
     ),
     "not YAML": ("targets:", "targets: [", ["not valid YAML"]),
 }

@@ -7,9 +7,10 @@ from pathlib import Path
 import click
 
 from recovery_pipelines import evidence
+from recovery_pipelines.cli.plan import plan_option
 from recovery_pipelines.drills.record import result_folders
 from recovery_pipelines.errors import EvidenceError, RecoveryError
-from recovery_pipelines.evidence import Report, keys
+from recovery_pipelines.evidence import Entry, Report, keys, retention
 from recovery_pipelines.evidence.bundle import write_bundle
 from recovery_pipelines.evidence.chain import FOLDER_NAME
 from recovery_pipelines.plan import find_plan, load_plan
@@ -110,6 +111,34 @@ def rotate_key(home: Path) -> None:
 
 
 @command.command()
+@plan_option
+@click.option("--dry-run", is_flag=True, help="Only say what would be removed.")
+@click.option("--trust-clock", is_flag=True, help="You looked at the clock, and it is right.")
+def prune(plan_path: Path | None, dry_run: bool, trust_clock: bool) -> None:
+    """Remove what is older than the plan keeps it; a signed tombstone names each sealed file.
+
+    Exit 2, and nothing removed, if the clock is in doubt.
+    """
+    plan = load_plan(plan_path or find_plan())
+    try:
+        removal = retention.prune(plan, dry_run=dry_run, trust_clock=trust_clock)
+    except OSError as error:
+        raise RecoveryError(f"not all was removed; run it again: {error}") from None
+    for line in removal.kept_wrong:
+        click.echo(f"kept: {line}")
+    if dry_run:
+        for name in (*removal.sealed, *removal.others):
+            click.echo(name)
+    if removal.refused:
+        message = f"nothing removed: {removal.refused}; if the clock is right: --trust-clock"
+        raise RecoveryError(message)
+    what = "would be removed" if dry_run else "removed"
+    click.echo(f"{removal.files} files, {removal.bytes:,} bytes {what}")
+    if removal.tombstone is not None:
+        click.echo(f"tombstone: entry {removal.tombstone.seq} {removal.tombstone.digest}")
+
+
+@command.command()
 @_home_option
 @click.option(
     "--from", "first", metavar="YYYY-MM", callback=_month, required=True, help="First month."
@@ -157,10 +186,21 @@ def _show(report: Report) -> None:
         click.echo(f"chain: {len(report.chain.entries)} entries, head {newest.seq} {newest.digest}")
         click.echo(f"keys: {' '.join(report.chain.key_ids)}")
     for entry in report.verified:
-        click.echo(f"entry {entry.seq}: {entry.folder} {entry.predicate.get('verdict')}: as sealed")
+        click.echo(
+            f"entry {entry.seq}: {entry.folder} {report.verdicts[entry.seq]}: as sealed"
+            f"{_without(report, entry)}"
+        )
+    for entry in report.removed:
+        click.echo(f"entry {entry.seq}: {entry.folder}: removed, as a tombstone says")
     for entry in report.left_out:
         click.echo(f"entry {entry.seq}: {entry.folder}: another month, files not looked at")
     for line in report.broken:
         click.echo(f"NOT VERIFIED: {line}")
     for line in report.undecided:
         click.echo(f"COULD NOT TELL: {line}")
+
+
+def _without(report: Report, entry: Entry) -> str:
+    removed = report.chain.removed if report.chain else {}
+    gone = [removed[name] for f in entry.files if (name := f"{entry.folder}/{f}") in removed]
+    return f" ({len(gone)} files removed: entry {gone[-1]})" if gone else ""

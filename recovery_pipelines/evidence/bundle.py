@@ -51,6 +51,7 @@ def write_bundle(
     of the drills' files is not what was sealed.
     """
     public = (home / FOLDER_NAME / PUBLIC_NAME).read_bytes()
+    removed = chain.removed
     unfinished = output.with_name(f".{output.name}.{os.getpid()}")
     try:
         with zipfile.ZipFile(unfinished, "x", zipfile.ZIP_DEFLATED) as archive:
@@ -59,6 +60,8 @@ def write_bundle(
             _add(archive, f"{FOLDER_NAME}/{PUBLIC_NAME}", public)
             for entry in drills:
                 for name, digest in entry.files.items():
+                    if f"{entry.folder}/{name}" in removed:
+                        continue
                     content = (home / str(entry.folder) / name).read_bytes()
                     if hashlib.sha256(content).hexdigest() != digest:
                         raise EvidenceError(f"{home / str(entry.folder) / name} was changed")

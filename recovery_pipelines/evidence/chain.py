@@ -35,7 +35,7 @@ _TIP_NAME = "tip.json"
 _BEFORE_THE_FIRST = "0" * 64
 _LOCK = "evidence"
 _LOCK_TIMEOUT_SECONDS = 120.0
-_OF_ONE_KEY = (statement.DRILL_TYPE, statement.SIGN_OFF_TYPE)
+_OF_ONE_KEY = (statement.DRILL_TYPE, statement.SIGN_OFF_TYPE, statement.TOMBSTONE_TYPE)
 _FOLDER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*")
 
 
@@ -73,6 +73,12 @@ class Chain:
     @property
     def drills(self) -> list[Entry]:
         return [entry for entry in self.entries if entry.folder is not None]
+
+    @property
+    def removed(self) -> dict[str, int]:
+        """`folder/name` of each file that was removed on purpose, and the entry that says so."""
+        stones = (entry for entry in self.entries if entry.kind == statement.TOMBSTONE_TYPE)
+        return {name: stone.seq for stone in stones for name in stone.files}
 
     @property
     def key_ids(self) -> list[str]:
@@ -132,9 +138,24 @@ def is_sealed(home: Path, folder: Path) -> bool:
 def append_about(
     home: Path, kind: str, choose: Callable[[Chain], tuple[Entry, Mapping[str, Any]]]
 ) -> Entry:
-    """Sign an entry of `kind` about an earlier one, which `choose` picks with the predicate.
+    """As `append_entry`, about one earlier entry, which `choose` picks with the predicate."""
 
-    What `choose` raises leaves the chain as it was.
+    def refer(chain: Chain) -> tuple[Mapping[str, str], Mapping[str, Any]]:
+        about, predicate = choose(chain)
+        reference = {"seq": about.seq, "sha256": about.digest}
+        return _reference(about), {**predicate, "about": reference}
+
+    return append_entry(home, kind, refer)
+
+
+def append_entry(
+    home: Path,
+    kind: str,
+    choose: Callable[[Chain], tuple[Mapping[str, str], Mapping[str, Any]]],
+) -> Entry:
+    """Sign an entry of `kind` with the subjects and the predicate that `choose` makes.
+
+    What `choose` raises leaves the chain as it was; so does an entry that would break it.
     """
     if not (home / FOLDER_NAME / CHAIN_NAME).exists():
         raise EvidenceError(f"there is no evidence in {home}: nothing was sealed yet")
@@ -142,9 +163,9 @@ def append_about(
         store = private_directory(home, FOLDER_NAME)
         content, tip = _begin(store)
         key = keys.settle(store, tip.key_id)
-        about, predicate = choose(check_chain(content))
-        predicate = {**predicate, "about": {"seq": about.seq, "sha256": about.digest}}
-        payload = statement.encode(kind, _reference(about), predicate, tip.seq + 1, tip.digest)
+        chain = check_chain(content)
+        subjects, predicate = choose(chain)
+        payload = statement.encode(kind, subjects, predicate, tip.seq + 1, tip.digest)
         return _append(store, content, tip, payload, [key])
 
 
@@ -202,6 +223,8 @@ def check_chain(content: bytes) -> Chain:
             entry, key = _check_entry(line, seq, prev, key)
             if entry.kind == statement.SIGN_OFF_TYPE:
                 _check_reference(entry, entries)
+            elif entry.kind == statement.TOMBSTONE_TYPE:
+                _check_tombstone(entry, entries)
             if entry.folder in folders:
                 raise EvidenceError(f"{entry.folder} is sealed twice")
         except EvidenceError as error:
@@ -243,6 +266,18 @@ def _check_reference(entry: Entry, before: Sequence[Entry]) -> None:
     except (KeyError, TypeError, IndexError):
         pass
     raise EvidenceError("it is about an entry that is not before it")
+
+
+def _check_tombstone(entry: Entry, before: Sequence[Entry]) -> None:
+    """It may name sealed files of earlier drills, but none of the newest of each drill."""
+    drills = {str(drill.folder): drill for drill in before if drill.folder is not None}
+    newest = {str(drill.predicate["drill"].get("drill")): name for name, drill in drills.items()}
+    for name, digest in entry.files.items():
+        folder, _, file = name.rpartition("/")
+        if folder not in drills or drills[folder].files.get(file) != digest:
+            raise EvidenceError(f"it says that {name!r} was removed, which was not sealed before")
+        if folder in newest.values():
+            raise EvidenceError(f"it says that {name} was removed, which belongs to the newest")
 
 
 def _place(predicate: Mapping[str, Any]) -> tuple[str, str]:

@@ -1,6 +1,6 @@
 """Verifying evidence from the files and a public key alone."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,6 +10,8 @@ from recovery_pipelines.errors import EvidenceError
 from recovery_pipelines.evidence.chain import CHAIN_NAME, FOLDER_NAME, Chain, Entry, read_chain
 from recovery_pipelines.evidence.files import digests
 from recovery_pipelines.evidence.keys import key_id
+from recovery_pipelines.evidence.signoff import standings_of
+from recovery_pipelines.verdict import Verdict
 
 
 @dataclass
@@ -18,11 +20,16 @@ class Report:
 
     chain: Chain | None = None
     verified: list[Entry] = field(default_factory=list)
-    """Drills whose files are all as they were sealed."""
+    """Drills whose files are all as they were sealed, but for those removed with a tombstone."""
+    removed: list[Entry] = field(default_factory=list)
+    """Drills whose files were all removed, as a signed tombstone says."""
     left_out: list[Entry] = field(default_factory=list)
     """Drills of other months than those asked for: their files were not looked at."""
     broken: list[str] = field(default_factory=list)
     undecided: list[str] = field(default_factory=list)
+
+    verdicts: dict[int, Verdict] = field(default_factory=dict)
+    """Effective verdict by the number of the drill's entry."""
 
     @property
     def is_verified(self) -> bool:
@@ -46,6 +53,7 @@ def verify(
     report = Report()
     try:
         chain = report.chain = read_chain(home)
+        report.verdicts = {s.drill.seq: s.verdict for s in standings_of(chain)}
     except EvidenceError as error:
         report.broken.append(str(error))
         return report
@@ -60,11 +68,12 @@ def verify(
         report.broken.append(
             f"the published head {head} is not in the chain: entries were cut off, or replaced"
         )
+    removed = chain.removed.keys()
     for entry in chain.drills:
         if months is not None and not months[0] <= entry.month <= months[1]:
             report.left_out.append(entry)
         else:
-            _verify_files(home, entry, report)
+            _verify_files(home, entry, removed, report)
     sealed = {entry.folder for entry in chain.drills}
     report.undecided += [
         f"{folder} was never sealed: what it says is not evidence"
@@ -76,8 +85,12 @@ def verify(
     return report
 
 
-def _verify_files(home: Path, entry: Entry, report: Report) -> None:
+def _verify_files(home: Path, entry: Entry, removed: Set[str], report: Report) -> None:
     folder = home / str(entry.folder)
+    gone = {name for name in entry.files if f"{entry.folder}/{name}" in removed}
+    if gone == entry.files.keys() and not folder.exists():
+        report.removed.append(entry)
+        return
     try:
         found = digests(folder)
     except EvidenceError as error:
@@ -92,7 +105,7 @@ def _verify_files(home: Path, entry: Entry, report: Report) -> None:
     wrong = [
         f"{folder / name} {_what(entry.files.get(name), found.get(name))}"
         for name in sorted(entry.files.keys() | found.keys())
-        if entry.files.get(name) != found.get(name)
+        if entry.files.get(name) != found.get(name) and not (name in gone and name not in found)
     ]
     report.broken += wrong
     if not wrong:

@@ -196,14 +196,14 @@ class AutomatedChecks(_Strict):
 
 
 ManualCheck = Literal["critical_functionality", "user_access"]
-Documentation = Literal["test_results", "issues_found", "resolutions"]
+SignOffText = Literal["test_results", "issues_found", "resolutions"]
 
 
 class ManualVerification(_Strict):
     """What a named person must verify, and write down, before a drill can PASS."""
 
     required_checks: tuple[ManualCheck, ...] = ()
-    documentation: tuple[Documentation, ...] = ("test_results", "issues_found", "resolutions")
+    documentation: tuple[SignOffText, ...] = ("test_results", "issues_found", "resolutions")
 
     _no_repeats = field_validator("required_checks", "documentation")(_unique)
 
@@ -255,14 +255,25 @@ class Metrics(_Strict):
     analysis: MetricsAnalysis = MetricsAnalysis()
 
 
+Retention = Annotated[str, Field(pattern=r"^([1-9][0-9]{0,4}d|forever)$")]
+"""How long something is kept: days, such as `365d`, or `forever`."""
+
+
+def retention_days(retention: Retention) -> float:
+    """Days; infinity for `forever`."""
+    return float("inf") if retention == "forever" else float(retention.removesuffix("d"))
+
+
 class TestResults(_Strict):
-    """The reports that are made of every month, and who gets them."""
+    """The reports that are made of every month, who gets them, how long the bulk is kept."""
 
     format: tuple[Literal["detailed_report", "executive_summary"], ...] = (
         "detailed_report",
         "executive_summary",
     )
     distribution: tuple[Name, ...] = ()
+    retention: Retention = "365d"
+    """Of tables, journals and the values between stages. Records stay: see `Evidence`."""
 
     _no_repeats = field_validator("format", "distribution")(_unique)
 
@@ -280,6 +291,13 @@ class TestFramework(_Strict):
     test_scenarios: TestScenarios = TestScenarios()
     test_execution: TestExecution = TestExecution()
     reporting: Reporting = Reporting()
+
+
+class Evidence(_Strict):
+    """How long small things are kept that audits of several years need."""
+
+    retention: Retention = "forever"
+    """Of records and reports. Signed entries of the chain always stay."""
 
 
 class Dataset(_Strict):
@@ -454,6 +472,7 @@ class Plan(_Strict):
     teams: dict[Name, Annotated[tuple[Channel, ...], Field(min_length=1)]] = {}
     smtp: Smtp | None = None
     """Needed by channels with `email`."""
+    evidence: Evidence = Evidence()
     test_framework: TestFramework = TestFramework()
 
     _file_name: str = PrivateAttr("")
@@ -487,6 +506,17 @@ class Plan(_Strict):
             raise ValueError(
                 f"`teams` reach {', '.join(mailed)} by e-mail: `smtp` must name a server "
                 "(host, sender)"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _records_outlive_the_bulk(self) -> Self:
+        bulk = self.test_framework.reporting.documentation.test_results.retention
+        if retention_days(self.evidence.retention) < retention_days(bulk):
+            raise ValueError(
+                f"evidence.retention ({self.evidence.retention}) is shorter than "
+                f"reporting.documentation.test_results.retention ({bulk}): records stay longer "
+                "than the tables that they explain"
             )
         return self
 
