@@ -27,7 +27,14 @@ from recovery_pipelines.drills.data_recovery import require_known
 from recovery_pipelines.orchestration.jobs import drill_job, drill_schedule, jobs
 from recovery_pipelines.orchestration.stages import RESOURCES
 from recovery_pipelines.plan import DrillSpec, Plan, find_plan, load_plan
-from recovery_pipelines.sensors import analysis, drill_failure, sandbox_reaper, sign_offs
+from recovery_pipelines.sensors import (
+    analysis,
+    drill_failure,
+    drill_overdue,
+    notifications,
+    sandbox_reaper,
+    sign_offs,
+)
 
 _STAGE_MODULES = (
     test_dataset,
@@ -73,6 +80,8 @@ def build_definitions(plan: Plan | Path | str | None = None) -> dg.Definitions:
         schedules=schedules,
         sensors=[
             drill_failure.build(specs, "recovery_drill_failure"),
+            drill_overdue.build(specs),
+            notifications.build(plan),
             sandbox_reaper.build(plan.data_home),
             *([analysis.build(derived)] if derived else []),
             *_sign_off_sensors(plan, specs, tables[:1]),

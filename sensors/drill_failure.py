@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import dagster as dg
 
-from recovery_pipelines.drills.failure import tell_failure
+from recovery_pipelines.drills.failure import passed, tell_failure
 from recovery_pipelines.plan import DrillSpec
 
 _WILL_RETRY_TAG = "dagster/will_retry"
@@ -33,6 +33,8 @@ def build(specs: Sequence[DrillSpec], name: str) -> dg.SensorDefinition:
         if failed[0].controls.failure_handling == "stop_and_notify":
             stopped = _stop_others(context, specs, month)
         for spec in failed:
+            if len(failed) > 1 and passed(spec, month, run.run_id):
+                continue
             tell_failure(spec, month, run.run_id, context.failure_event.message or "", stopped)
 
     return drill_failure

@@ -15,13 +15,20 @@ from typing import Any
 import pandas as pd
 import pytest
 from aiosmtpd.smtp import SMTP
+from click.testing import CliRunner
 
+from recovery_pipelines.cli import recovery
+from recovery_pipelines.drills.data_recovery import carry_out
+from recovery_pipelines.drills.failure import tell_failure, tell_resolved
+from recovery_pipelines.drills.overdue import longest_time, tell_overdue
 from recovery_pipelines.errors import PlanError, RecoveryError
 from recovery_pipelines.notifications import notify, receipts, send_pending
-from recovery_pipelines.plan import Plan
-from tests.dagster_dev import wait_for
+from recovery_pipelines.orchestration.partitions import first_start
+from recovery_pipelines.plan import DrillSpec, Plan
+from recovery_pipelines.verdict import Verdict
+from tests.dagster_dev import dagster_dev, wait_for
 from tests.mail import MailServer, break_connection, certificate, receiving_mail
-from tests.plans import make_plan
+from tests.plans import MONTH, make_plan, make_spec
 from tests.webhook import receiving
 
 A, B = "anna@example.org", "bert@example.org"
@@ -474,3 +481,172 @@ def test_no_message_is_an_empty_table(tmp_path: Path) -> None:
     assert isinstance(table, pd.DataFrame)
     assert table.empty
     assert send_pending(make_plan(tmp_path)) == []
+
+
+# --- failures, resolved, overdue ------------------------------------------------------------
+
+DATA = "test_framework__test_scenarios__data_recovery"
+NO_RECOVERY = ["create_test_dataset", "simulate_corruption", "validate_data"]
+
+
+def told(home: Path, word: str) -> list[dict[str, Any]]:
+    path = home / "notifications.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [m for m in map(json.loads, lines) if word in m["subject"]]
+
+
+def write_record(spec: DrillSpec, run_id: str, verdict: Verdict, message: str, hour: int) -> None:
+    folder = spec.plan.data_home / "drills" / spec.name / MONTH / run_id
+    folder.mkdir(parents=True)
+    content = {
+        "drill": spec.name,
+        "month": MONTH,
+        "run_id": run_id,
+        "verdict": verdict,
+        "checks": [],
+        "errors": [],
+        "messages": [message],
+        "not_tested": [],
+        "metrics": {"started_at": at(hour).isoformat()},
+    }
+    (folder / "record.json").write_text(json.dumps(content))
+
+
+def at(hour: int) -> datetime:
+    return datetime(2026, 11, 1, tzinfo=UTC) + timedelta(hours=hour)
+
+
+def fail(spec: DrillSpec, hour: int, message: str = "repository 0123456789ab is gone") -> None:
+    write_record(spec, f"run{hour}", Verdict.FAIL, message, hour)
+    tell_failure(spec, MONTH, f"run{hour}", "", [])
+
+
+def test_the_same_failure_is_told_once_until_it_is_resolved(tmp_path: Path) -> None:
+    first, other = make_plan(tmp_path).drills()
+    home = first.plan.data_home
+    fail(first, 1, "repository 0123456789ab is gone after 3 s")
+    fail(first, 2, "repository ba9876543210 is gone after 41 s")
+    fail(other, 3, "repository 00000000ffff is gone after 7 s")
+    assert len(told(home, "failed")) == 1, "the same failure of the same target"
+    fail(first, 4, "checksums differ")
+    assert len(told(home, "failed")) == 2, "another failure is news"
+    tell_resolved(first, MONTH, at(5))
+    assert len(told(home, "resolved")) == 1
+    assert told(home, "resolved")[0]["was"] == "FAIL; checksums differ"
+    tell_resolved(first, MONTH, at(6))
+    assert len(told(home, "resolved")) == 1, "it is over once"
+    fail(first, 7, "checksums differ")
+    assert len(told(home, "failed")) == 3, "it came back"
+
+
+def test_resolved_waits_until_no_drill_of_the_target_has_the_failure(tmp_path: Path) -> None:
+    first, other = make_plan(tmp_path).drills()
+    home = first.plan.data_home
+    fail(first, 1)
+    fail(other, 2)
+    tell_resolved(first, MONTH, at(3))
+    assert told(home, "resolved") == []
+    tell_resolved(other, MONTH, at(4))
+    assert [message["drill"] for message in told(home, "resolved")] == [other.name]
+
+
+def test_a_failure_that_is_told_after_a_later_pass_does_not_stay_open(tmp_path: Path) -> None:
+    spec = make_plan(tmp_path).drills()[0]
+    tell_resolved(spec, MONTH, at(2))
+    fail(spec, 1)
+    fail(spec, 3)
+    assert len(told(spec.plan.data_home, "failed")) == 2
+
+
+def test_a_failure_that_nobody_heard_of_is_told_again(tmp_path: Path, mail: MailServer) -> None:
+    mail.on_recipient = lambda address: "550 no"
+    spec = mail_plan(tmp_path, mail).drills()[0]
+    fail(spec, 1)
+    mail.on_recipient = lambda address: None
+    fail(spec, 2)
+    assert [message.subject for message in mail.received] == [
+        f"recovery drill {spec.name} {MONTH}: failed"
+    ]
+
+
+def test_a_real_drill_that_fails_and_passes_again(tmp_path: Path) -> None:
+    failing = make_spec(tmp_path, **{f"{DATA}__scenarios__0__steps": NO_RECOVERY})
+    record = carry_out(failing, MONTH, "run-1")
+    assert record.verdict is Verdict.FAIL
+    tell_failure(failing, MONTH, "run-1", record.reason, [])
+    assert carry_out(make_spec(tmp_path), MONTH, "run-2").verdict is Verdict.PASS
+    home = failing.plan.data_home
+    assert [len(told(home, word)) for word in ("failed", "resolved")] == [1, 1]
+    assert all(m["evidence_head"] for m in told(home, ""))
+    assert told(home, "resolved")[0]["evidence_head"].startswith("3 ")
+
+
+def test_a_month_without_its_drill_is_told_once(tmp_path: Path) -> None:
+    specs = make_plan(tmp_path).drills()
+    home = specs[0].plan.data_home
+    month = datetime(2026, 11, 1, tzinfo=UTC)
+    due = month + timedelta(hours=3) + longest_time(specs)
+    installed = month - timedelta(days=10)
+    assert tell_overdue(specs, first_start, installed) == [], "October began before the first call"
+    assert tell_overdue(specs, first_start, due - timedelta(minutes=1)) == []
+    write_record(specs[1], "run", Verdict.UNVERIFIED, "", 4)
+    assert tell_overdue(specs, first_start, due) == [f"{specs[0].name} {MONTH}"]
+    assert tell_overdue(specs, first_start, due + timedelta(days=20)) == []
+    (message,) = told(home, "overdue")
+    assert message["drills"] == [specs[0].name]
+    assert message["teams"] == ["admin_team"]
+    late = tell_overdue(specs, first_start, due + timedelta(days=40))
+    assert sorted(late) == sorted(f"{spec.name} 2026-12-01" for spec in specs)
+
+
+@pytest.mark.parametrize(
+    ("cron", "start"),
+    [
+        ("0 3 1 * *", datetime(2026, 11, 1, 3, tzinfo=UTC)),
+        ("30 4 * * 1", datetime(2026, 11, 2, 4, 30, tzinfo=UTC)),
+        ("0 0 1 */2 *", datetime(2026, 11, 1, tzinfo=UTC)),
+        ("0 3 1 1 *", None),
+    ],
+)
+def test_the_first_start_of_a_month(cron: str, start: datetime | None) -> None:
+    assert first_start(cron, datetime(2026, 11, 1, tzinfo=UTC)) == start
+
+
+def test_drills_that_start_by_hand_are_never_overdue(tmp_path: Path) -> None:
+    specs = make_plan(tmp_path, **{f"{DATA}__automation__schedule": "manual"}).drills()
+    for days in (0, 100):
+        assert tell_overdue(specs, first_start, at(24 * days)) == []
+
+
+# --- the command and the sensor ------------------------------------------------------------
+
+
+def test_the_command_shows_and_tests(tmp_path: Path, mail: MailServer) -> None:
+    mail.on_recipient = {B: "550 no such user"}.get
+    path = plan_file(tmp_path, mail_plan(tmp_path, mail))
+    arguments = ["notifications", "--plan", str(path)]
+    run = CliRunner().invoke(recovery, [*arguments, "test", "admin_team"])
+    assert run.exit_code == 1, run.output
+    assert "550 no such user" in run.output
+    mail.on_recipient = lambda address: None
+    assert CliRunner().invoke(recovery, [*arguments, "test", "admin_team"]).exit_code == 0
+    shown = CliRunner().invoke(recovery, arguments).output
+    assert "3 sent, 1 failed" in shown
+    assert B not in shown
+
+
+def test_the_sensors_of_a_real_dagster_send_and_watch(tmp_path: Path, mail: MailServer) -> None:
+    teams = [{"email": [A]}]
+    down = mail.settings | {"port": 1}
+    before = make_plan(tmp_path, teams__admin_team=teams, smtp=down)
+    tell(before, "waits for the sensor")
+    receipts_file = before.data_home / "notifications" / "receipts.jsonl"
+    past = (datetime.now(UTC) - LATER).isoformat()
+    lines = [json.loads(line) for line in receipts_file.read_text().splitlines()]
+    changed = [json.dumps(line | {"last_attempt_at": past}) for line in lines]
+    receipts_file.write_text("\n".join(changed) + "\n")
+    with dagster_dev(tmp_path, teams__admin_team=teams, smtp=mail.settings) as dev:
+        wait_for(lambda: mail.received, 120, "the sensor to send")
+        wait_for((dev.home / "notifications" / "overdue.json").exists, 120, "the watch to begin")
+    assert [message.subject for message in mail.received] == ["waits for the sensor"]
+    assert states(before) == ["sent"]

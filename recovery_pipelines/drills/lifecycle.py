@@ -14,6 +14,7 @@ from types import FrameType
 
 import pandas as pd
 
+from recovery_pipelines.drills.failure import tell_resolved
 from recovery_pipelines.drills.metrics import metrics_row
 from recovery_pipelines.drills.record import FILE_NAME, folder_of, forget_record, write_record
 from recovery_pipelines.drills.resources import ResourceMeter
@@ -23,6 +24,7 @@ from recovery_pipelines.evidence import is_sealed, seal
 from recovery_pipelines.notifications import notify
 from recovery_pipelines.plan import DrillSpec
 from recovery_pipelines.sandbox import Sandbox, exclusive, reap
+from recovery_pipelines.verdict import Verdict
 
 
 @contextmanager
@@ -87,6 +89,8 @@ def _close(run: DrillRun) -> None:
         _leave_results(run)
     folder = str(run.folder)
     _tell(run, "completion", {"verdict": run.verdict, "folder": folder, "evidence": run.evidence})
+    if run.verdict is Verdict.PASS:
+        tell_resolved(run.spec, run.month, run.started_at)
 
 
 def _leave_results(run: DrillRun) -> dict[str, object]:

@@ -116,6 +116,20 @@ def notify(
     Never raises for what does not arrive: that is tried again by the next call and by the sensor
     `recovery_notifications`, and stands in `receipts`. Raises RecoveryError for an unknown team.
     """
+    message_id = post(plan, teams, subject, details, attachments)
+    if message_id is not None:
+        send_pending(plan)
+    return message_id
+
+
+def post(
+    plan: Plan,
+    teams: Iterable[str],
+    subject: str,
+    details: Mapping[str, object],
+    attachments: Sequence[Path] = (),
+) -> str | None:
+    """As `notify`, but the message stays in the outbox until the next `send_pending`."""
     names = list(dict.fromkeys(teams))
     unknown = [name for name in names if name not in plan.teams]
     if unknown:
@@ -137,8 +151,6 @@ def notify(
     except (OSError, RecoveryError) as error:
         log.error("a notification cannot be kept (%s) and is sent only once", error)
         _send_unkept(plan, message)
-        return message.id
-    send_pending(plan)
     return message.id
 
 
