@@ -108,10 +108,10 @@ class Shooting:
         tokens = {path.stem for path in self.home.glob("leases/*.json")}
         left_behind = self._things() + _names(_processes(process.pid, tokens))
         self._start_next(next_start, scenario)
-        leftovers = self._things() + self._locks()
+        leftovers = self._things()
         # What carries no lease ends by itself, as its parent is gone.
         psutil.wait_procs(_processes(process.pid, tokens), timeout=_END_TIMEOUT_SECONDS)
-        leftovers += _names(_processes(process.pid, tokens))
+        leftovers += self._locks() + _names(_processes(process.pid, tokens))
         return {
             "scenario": scenario,
             "run_id": run_id,

@@ -60,9 +60,8 @@ def failures(tables: Mapping[str, pd.DataFrame]) -> list[str]:
     if "kills" in tables:
         rows = tables["kills"]
         where = ("scenario", "line", "delay_seconds", "reached")
-        demand_none(
-            "something is left after the next start", rows[_filled(rows, "leftovers")], *where
-        )
+        left = rows[_filled(rows, "leftovers")]
+        demand_none("something is left after the next start", left, *where, "leftovers")
         lied = rows[(rows["claimed"] == "PASS") & ~rows["complete"]]
         demand_none("PASS of a drill that did not end", lied, *where)
         again = rows["run_again"]
