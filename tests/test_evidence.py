@@ -797,7 +797,7 @@ def test_a_bundle_is_verified_by_itself(home: Path, tmp_path: Path) -> None:
     with zipfile.ZipFile(archives[0]) as archive:
         names = archive.namelist()
         archive.extractall(tmp_path / "bundle")
-    assert len(names) == 3 + 2 * 3
+    assert len(names) == 4 + 2 * 3
     assert not any(name.endswith("key.pem") for name in names), "no private key"
     index = (tmp_path / "bundle" / "README.md").read_text()
     assert "| 2026-08 | none sealed |" in index
@@ -812,6 +812,31 @@ def test_a_bundle_is_verified_by_itself(home: Path, tmp_path: Path) -> None:
     assert (done.returncode, (tmp_path / "three.zip").exists()) == (1, False)
     empty = recovery("bundle", "--home", home, "--from", "2020-01", "--to", "2020-12", "-o", "/x")
     assert empty.returncode == 2
+
+
+def test_the_bundle_holds_valid_oscal(tmp_path: Path) -> None:
+    from trestle.oscal.assessment_results import Model
+
+    for number, verdict in ((1, Verdict.PASS), (2, Verdict.FAIL)):
+        record = record_of(number) | {"verdict": verdict}
+        evidence.seal(tmp_path, results(tmp_path, number), record)
+    archive = tmp_path / "bundle.zip"
+    done = recovery("bundle", "--home", tmp_path, "--from=2026-11", "--to=2026-11", "-o", archive)
+    assert done.returncode == 0, done.stderr
+    with zipfile.ZipFile(archive) as opened:
+        content = json.loads(opened.read("oscal-assessment-results.json"))
+    (result,) = Model.model_validate(content).assessment_results.results
+    assert len(result.observations) == 2
+    states = [finding["target"]["status"]["state"] for finding in content_findings(content)]
+    assert states == ["satisfied", "not-satisfied"]
+    del content["assessment-results"]["results"][0]["start"]
+    with pytest.raises(ValueError, match="start"):
+        Model.model_validate(content)
+
+
+def content_findings(content: dict[str, Any]) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = content["assessment-results"]["results"][0]["findings"]
+    return found
 
 
 def documented_blocks() -> list[str]:

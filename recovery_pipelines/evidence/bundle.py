@@ -1,15 +1,19 @@
 """One zip for an auditor: the chain, the public key, the files of some months, and an index."""
 
 import hashlib
+import json
 import os
 import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from recovery_pipelines.errors import EvidenceError
+from recovery_pipelines.evidence import oscal
 from recovery_pipelines.evidence.chain import CHAIN_NAME, FOLDER_NAME, Chain, Entry
 from recovery_pipelines.evidence.keys import PUBLIC_NAME
 from recovery_pipelines.evidence.mapping import table
+from recovery_pipelines.evidence.signoff import standings_of
+from recovery_pipelines.verdict import Verdict
 
 _TIME = (1980, 1, 1, 0, 0, 0)
 _INDEX_NAME = "README.md"
@@ -24,7 +28,8 @@ and the key with the id that you were given by other means. Then, in the folder 
     recovery evidence verify --home . --key KEY.pem --head HEAD --from {first} --to {last}
 
 `docs/evidence.md` of recovery_pipelines says how to verify with openssl and coreutils alone, and
-what evidence cannot prove. This index is not signed: it only helps to find things.
+what evidence cannot prove. This index and `oscal-assessment-results.json` are not signed: they only
+say what the chain says, with the sign-offs in the verdicts.
 
 | entry | month | drill | verdict | started | folder | SHA-256 of the entry |
 |---|---|---|---|---|---|---|
@@ -56,6 +61,8 @@ def write_bundle(
     try:
         with zipfile.ZipFile(unfinished, "x", zipfile.ZIP_DEFLATED) as archive:
             _add(archive, _INDEX_NAME, _index(chain, drills, months).encode())
+            results = oscal.assessment_results(chain, drills, months)
+            _add(archive, oscal.NAME, (json.dumps(results, indent=1) + "\n").encode())
             _add(archive, f"{FOLDER_NAME}/{CHAIN_NAME}", chain.content)
             _add(archive, f"{FOLDER_NAME}/{PUBLIC_NAME}", public)
             for entry in drills:
@@ -79,10 +86,12 @@ def _add(archive: zipfile.ZipFile, name: str, content: bytes) -> None:
 
 
 def _index(chain: Chain, drills: Sequence[Entry], months: tuple[str, str]) -> str:
-    rows = []
+    rows, verdicts = [], {s.drill.seq: s.verdict for s in standings_of(chain)}
     for month in _months(*months):
         found = [entry for entry in drills if entry.month == month]
-        rows += [_row(entry) for entry in found] or [f"| - | {month[:7]} | none sealed ||||| "]
+        rows += [_row(entry, verdicts[entry.seq]) for entry in found] or [
+            f"| - | {month[:7]} | none sealed ||||| "
+        ]
     first, last = (month[:7] for month in months)
     return _INDEX.format(
         first=first,
@@ -96,13 +105,13 @@ def _index(chain: Chain, drills: Sequence[Entry], months: tuple[str, str]) -> st
     )
 
 
-def _row(entry: Entry) -> str:
+def _row(entry: Entry, verdict: Verdict) -> str:
     predicate = entry.predicate
     cells = (
         entry.seq,
         entry.month[:7],
         predicate["drill"]["drill"],
-        predicate["verdict"],
+        verdict,
         predicate["started_at"],
         f"`{entry.folder}`",
         f"`{entry.digest}`",
