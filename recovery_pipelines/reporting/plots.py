@@ -51,7 +51,7 @@ def trend_chart(trend: Trend, *, for_print: bool) -> str:
     """The recovery times of one drill, the band that was expected, and what is not as usual."""
     with matplotlib.rc_context(_SETTINGS):
         figure = Figure(figsize=(_WIDTH_INCHES, _HEIGHT_INCHES))
-        axes = figure.add_axes((0.09, 0.15, 0.88, 0.8))
+        axes = figure.add_axes((0.1, 0.15, 0.84, 0.8))
         _draw(axes, trend)
         text = io.StringIO()
         nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
@@ -110,7 +110,7 @@ def _draw(axes: Axes, trend: Trend) -> None:
     pad = max(0.5, (last - first) * 0.025)
     axes.set_xlim(first - pad, last + pad)
     shown = sorted({first, last, *range(last, first, -max(1, -(-(last - first) // 5)))})
-    if len(shown) > 2 and shown[1] - first < (last - first) / 8:
+    if len(shown) > 2 and shown[1] - first < (last - first) / 6:
         shown.remove(shown[1])
     axes.set_xticks(shown, [_label(place) for place in shown])
     axes.yaxis.set_major_locator(MaxNLocator(4))

@@ -90,8 +90,9 @@ def _attention(report: Report) -> Iterable[str]:
                 f"Recovery of {event.drill} is slower than usual since "
                 f"{month_name(event.first_month)} ({event.found_by})."
             )
+    missed = {drill.name for drill, objective in _missed(report) if objective.name == "RTO"}
     for trend in known(report.trends):
-        if trend.broken_from:
+        if trend.broken_from and trend.drill not in missed:
             yield (
                 f"At its present growth {trend.drill} breaks its RTO in "
                 f"{month_name(trend.broken_from)}."

@@ -32,7 +32,7 @@ def short_month(month: str) -> str:
 
 
 def seconds(value: float | None) -> str:
-    """`0.205 s`, `12.3 s`, `3 min 05 s`, `2 h 07 min`; `not measured` without a value."""
+    """`0.205 s`, `12.3 s`, `3 min 5 s`, `2 h 7 min`, `1 h`; `not measured` without a value."""
     if value is None or isnan(value):
         return "not measured"
     if value < 10:
@@ -41,9 +41,12 @@ def seconds(value: float | None) -> str:
         return f"{value:.1f} s"
     whole = round(value)
     if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02} s"
-    minutes = round(value / 60)
-    return f"{minutes // 60:,} h {minutes % 60:02} min"
+        return _two(*divmod(whole, 60), "min", "s")
+    return _two(*divmod(round(value / 60), 60), "h", "min")
+
+
+def _two(great: int, small: int, great_unit: str, small_unit: str) -> str:
+    return f"{great:,} {great_unit}" + (f" {small} {small_unit}" if small else "")
 
 
 def size(value: int | None) -> str:
