@@ -4,7 +4,7 @@ A report knows what was known up to its month: later months do not change it.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -481,6 +481,8 @@ class _Chain:
         self._standings: dict[str, Standing] = {}
         self._head: Entry | None = None
         self._broken = ""
+        self._removed: Set[str] = frozenset()
+        """Files that a signed tombstone names."""
         try:
             chain = read_chain(home)
             standings = standings_of(chain)
@@ -489,6 +491,7 @@ class _Chain:
         except EvidenceError as error:
             self._broken = str(error)
             return
+        self._removed = chain.removed.keys()
         for standing in standings:
             if standing.drill.month <= month:
                 self._standings[str(standing.drill.folder)] = standing
@@ -509,10 +512,16 @@ class _Chain:
         if standing is None:
             return "its results are not sealed"
         try:
-            changed = digests(folder) != standing.drill.files
+            found = digests(folder)
         except (OSError, EvidenceError) as error:
             return f"its results cannot be compared with their seal: {error}"
-        return "its results are not those that were sealed" if changed else ""
+        name = self._name(folder)
+        kept = {
+            file: digest
+            for file, digest in standing.drill.files.items()
+            if file in found or f"{name}/{file}" not in self._removed
+        }
+        return "" if found == kept else "its results are not those that were sealed"
 
     def evidence(self, folders: Sequence[Path]) -> Evidence:
         head = self._head
