@@ -339,6 +339,16 @@ def effect_manual_documentation(tmp_path: Path, drill: Drill) -> None:
         sign_off(tmp_path / "data", standing.drill, **said, documentation={})
 
 
+def effect_timestamp_authority(tmp_path: Path, drill: Drill) -> None:
+    from recovery_pipelines.evidence.chain import read_chain
+    from tests.authority import stamping
+
+    with stamping(tmp_path / "tsa") as url:
+        for ca, entries in (("tsa/tsa.key", 2), ("tsa/ca.pem", 4)):
+            drill(evidence__timestamp_authority={"url": url, "ca": ca})
+            assert len(read_chain(tmp_path / "data").entries) == entries
+
+
 def effect_retention(key: str, gone: str) -> Callable[..., None]:
     def effect(tmp_path: Path, drill: Drill) -> None:
         from recovery_pipelines.evidence.clock import Clock
@@ -425,6 +435,8 @@ EFFECTS: dict[str, Callable[..., None]] = {
     "targets.objectives.rpo_seconds": effect_objective("rpo_seconds", "rpo_seconds"),
     "targets.not_kept": effect_not_kept,
     "evidence.retention": effect_retention("evidence__retention", "record.json"),
+    "evidence.timestamp_authority.url": effect_timestamp_authority,
+    "evidence.timestamp_authority.ca": effect_timestamp_authority,
     "teams.log": effect_channel_log,
     "teams.file": effect_channel_file,
     "teams.webhook": effect_channel_webhook,

@@ -13,6 +13,7 @@ from recovery_pipelines.errors import EvidenceError, RecoveryError
 from recovery_pipelines.evidence import Entry, Report, keys, retention
 from recovery_pipelines.evidence.bundle import write_bundle
 from recovery_pipelines.evidence.chain import FOLDER_NAME
+from recovery_pipelines.evidence.timestamp import stamp
 from recovery_pipelines.plan import find_plan, load_plan
 
 _VERIFIED, _BROKEN, _COULD_NOT_TELL = 0, 1, 2
@@ -97,6 +98,19 @@ def head(home: Path) -> None:
     except OSError as error:
         raise RecoveryError(f"there is no chain to read in {home}: {error}") from None
     click.echo(f"{newest.seq} {newest.digest} key {newest.key_id}")
+
+
+@command.command()
+@plan_option
+def timestamp(plan_path: Path | None) -> None:
+    """Have the head stamped by the plan's time stamp authority, as each drill does at its end."""
+    plan = load_plan(plan_path or find_plan())
+    authority = plan.evidence.timestamp_authority
+    if authority is None:
+        raise RecoveryError("the plan names no evidence.timestamp_authority (url and ca)")
+    entry = stamp(plan.data_home, authority)
+    about, at = entry.predicate["about"], entry.predicate["stamped_at"]
+    click.echo(f"entry {entry.seq} {entry.digest}: entry {about['seq']} existed at {at}")
 
 
 @command.command("rotate-key")

@@ -35,7 +35,8 @@ _TIP_NAME = "tip.json"
 _BEFORE_THE_FIRST = "0" * 64
 _LOCK = "evidence"
 _LOCK_TIMEOUT_SECONDS = 120.0
-_OF_ONE_KEY = (statement.DRILL_TYPE, statement.SIGN_OFF_TYPE, statement.TOMBSTONE_TYPE)
+_ABOUT_ONE_ENTRY = (statement.SIGN_OFF_TYPE, statement.TIMESTAMP_TYPE)
+_OF_ONE_KEY = (statement.DRILL_TYPE, statement.TOMBSTONE_TYPE, *_ABOUT_ONE_ENTRY)
 _FOLDER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*")
 
 
@@ -221,7 +222,7 @@ def check_chain(content: bytes) -> Chain:
         try:
             prev = entries[-1].digest if entries else _BEFORE_THE_FIRST
             entry, key = _check_entry(line, seq, prev, key)
-            if entry.kind == statement.SIGN_OFF_TYPE:
+            if entry.kind in _ABOUT_ONE_ENTRY:
                 _check_reference(entry, entries)
             elif entry.kind == statement.TOMBSTONE_TYPE:
                 _check_tombstone(entry, entries)

@@ -17,6 +17,7 @@ from recovery_pipelines.errors import EvidenceError
 DRILL_TYPE = "urn:recovery-pipelines:drill:v1"
 KEY_TYPE = "urn:recovery-pipelines:key:v1"
 TOMBSTONE_TYPE = "urn:recovery-pipelines:tombstone:v1"
+TIMESTAMP_TYPE = "urn:recovery-pipelines:timestamp:v1"
 SIGN_OFF_TYPE = "urn:recovery-pipelines:sign-off:v1"
 _STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
 

@@ -293,11 +293,21 @@ class TestFramework(_Strict):
     reporting: Reporting = Reporting()
 
 
+class TimestampAuthority(_Strict):
+    """A third party that signs digests with its own time (RFC 3161)."""
+
+    url: Annotated[str, Field(pattern=r"^https?://\S+$")]
+    ca: Path
+    """Its root certificates in PEM; relative to the plan's own folder."""
+
+
 class Evidence(_Strict):
     """How long small things are kept that audits of several years need."""
 
     retention: Retention = "forever"
     """Of records and reports. Signed entries of the chain always stay."""
+    timestamp_authority: TimestampAuthority | None = None
+    """Stamps the chain's head after each drill, if given."""
 
 
 class Dataset(_Strict):
