@@ -12,6 +12,8 @@ from campaigns.clean_runs import awkward_runs, clean_runs
 from campaigns.history import open_history
 from campaigns.injections import Row, repository_injections, source_injections
 from campaigns.kills import kills
+from campaigns.problems import HELD_OUT_SEEDS, problem_histories
+from campaigns.story import stories
 from campaigns.summary import PARTS, failures, summary
 from recovery_pipelines.plan import find_plan, load_plan
 
@@ -19,6 +21,7 @@ INJECTION_SEEDS = {"tar": range(1, 6), "restic": range(11, 16)}
 """Different ones, so that no damage is counted twice."""
 CLEAN_SEEDS = {"tar": range(101, 141), "restic": range(201, 212)}
 SELF_TEST_EVERY = 10
+STORY_SEEDS = range(101, 121)
 RANDOM_KILLS = 60
 KILL_SEED = 1
 
@@ -35,7 +38,13 @@ def main(parts: tuple[str, ...], output: Path) -> None:
     """Injections, clean runs and kills; each part has its rows in <output>/<part>.parquet."""
     logging.getLogger("recovery_pipelines").setLevel(logging.ERROR)
     output = output.absolute()
-    producers = {"injections": _injections, "clean_runs": _clean_runs, "kills": _kills}
+    producers = {
+        "injections": _injections,
+        "clean_runs": _clean_runs,
+        "kills": _kills,
+        "recommendations": _recommendations,
+        "story": _story,
+    }
     for part in parts or PARTS:
         _keep(producers[part](output / "home"), output / f"{part}.parquet")
     tables = {
@@ -72,13 +81,31 @@ def _kills(home: Path) -> Iterator[Row]:
     return kills(home, KILL_SEED, RANDOM_KILLS)
 
 
+def _recommendations(_home: Path) -> Iterator[Row]:
+    return problem_histories(HELD_OUT_SEEDS)
+
+
+def _story(_home: Path) -> Iterator[Row]:
+    return stories(STORY_SEEDS)
+
+
 def _keep(rows: Iterable[Row], path: Path) -> None:
     """Write the rows so far now and then, so that a campaign that is stopped leaves them."""
     path.parent.mkdir(parents=True, exist_ok=True)
     kept: list[Row] = []
     for row in rows:
         kept.append(row)
-        shown = ("engine", "seed", "layer", "kind", "generation", "scenario", "reached")
+        shown = (
+            "engine",
+            "seed",
+            "layer",
+            "kind",
+            "generation",
+            "scenario",
+            "reached",
+            "rule",
+            "said",
+        )
         words = [str(row[key]) for key in shown if key in row]
         click.echo(f"{len(kept):4} {' '.join(words)} {row['seconds']:.1f} s")
         if len(kept) % 20 == 0:

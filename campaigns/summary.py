@@ -7,9 +7,14 @@ from scipy.stats import binomtest
 
 from campaigns.clean_runs import KNOWN_LOSS
 from campaigns.history import ENGINES
+from campaigns.problems import scores
+from campaigns.story import false_alarms_a_year, story_scores
 from recovery_pipelines.checks import CRITERIA
 
-PARTS = ("injections", "clean_runs", "kills")
+PARTS = ("injections", "clean_runs", "kills", "recommendations", "story")
+GOOD = 0.9
+"""Precision and recall of the recommendations, and share of the story's problems said in time."""
+DECLARED_ALARMS = 0.5
 _CRITERIA = list(CRITERIA)
 
 Mask = Callable[[pd.DataFrame], "pd.Series[bool]"]
@@ -68,12 +73,31 @@ def failures(tables: Mapping[str, pd.DataFrame]) -> list[str]:
         demand_none("cannot be run again", rows[again.notna() & (again != "PASS")], *where)
         if not _filled(rows, "left_behind").any():
             found.append("no kill left anything to clean up: the campaign proves nothing")
+    if "recommendations" in tables:
+        scored = scores(tables["recommendations"])
+        poor = scored[(scored["precision"] < GOOD) | (scored["recall"] < GOOD)]
+        demand_none("recommendations wrong or missing too often", poor, "rule")
+    if "story" in tables:
+        scored = story_scores(tables["story"])
+        where = ("problem",)
+        demand_none(
+            "not said in time", scored[scored["said in time"] < GOOD * scored["stories"]], *where
+        )
+        a_year = false_alarms_a_year(tables["story"])
+        if a_year > DECLARED_ALARMS:
+            found.append(f"{a_year:.2f} false alarms for each drill and year in the story")
     return found
 
 
 def summary(tables: Mapping[str, pd.DataFrame]) -> str:
     """The figures as Markdown."""
-    parts = {"injections": _injections, "clean_runs": _clean_runs, "kills": _kills}
+    parts = {
+        "injections": _injections,
+        "clean_runs": _clean_runs,
+        "kills": _kills,
+        "recommendations": _recommendations,
+        "story": _story,
+    }
     return "\n\n".join(parts[part](tables[part]) for part in PARTS if part in tables) + "\n"
 
 
@@ -218,6 +242,20 @@ def _kills(rows: pd.DataFrame) -> str:
     return "\n\n".join(["## Kills", text, _table(totals)])
 
 
+def _recommendations(rows: pd.DataFrame) -> str:
+    text = f"{rows['seed'].nunique()} histories with three drills each."
+    return "\n\n".join(["## Recommendations", text, _markdown(scores(rows).round(2))])
+
+
+def _story(rows: pd.DataFrame) -> str:
+    said = rows[~rows["expected"].astype(bool)]["said"].str.split(":").str[0].value_counts()
+    text = (
+        f"{rows['seed'].nunique()} stories; said without a cause: {said.sum()} "
+        f"({false_alarms_a_year(rows):.2f} for each drill and year: {dict(said)})."
+    )
+    return "\n\n".join(["## Story", text, _markdown(story_scores(rows))])
+
+
 def _by_kind(rows: pd.DataFrame, columns: Mapping[str, Mask]) -> str:
     table = []
     for kind, group in rows.groupby("kind", sort=False):
@@ -233,6 +271,10 @@ def _by_kind(rows: pd.DataFrame, columns: Mapping[str, Mask]) -> str:
 def _table(rows: Sequence[Mapping[str, object]]) -> str:
     text: str = pd.DataFrame(rows).to_markdown(index=False)
     return text
+
+
+def _markdown(table: pd.DataFrame) -> str:
+    return str(table.to_markdown(index=False))
 
 
 def _interval(count: int, total: int) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import dagster as dg
 
+from recovery_pipelines.analysis.recommendations import recommended_drills
 from recovery_pipelines.assets import (
     anomaly_detection,
     baseline_comparison,
@@ -17,6 +18,7 @@ from recovery_pipelines.assets import (
     drill_history,
     evidence_retention,
     incremental_backups,
+    recommendations,
     recovery_metrics,
     reports,
     restore,
@@ -108,5 +110,6 @@ def _analysis_assets(plan: Plan, specs: Sequence[DrillSpec]) -> list[dg.AssetsDe
         *([baseline_comparison.build(plan)] if wanted.comparison_with_baseline else []),
         *([trend_analysis.build(plan, specs)] if wanted.trend_analysis else []),
         *([anomaly_detection.build(plan)] if wanted.anomaly_detection else []),
+        *([recommendations.build(plan)] if recommended_drills(plan) else []),
     ]
     return [drill_history.build(plan, specs), *tables] if tables else []

@@ -630,5 +630,5 @@ def test_a_drill_that_ended_refreshes_the_analysis_passed_or_not(
         )
         assert done.success is (verdict == "PASS")
         assert months_of(tmp_path / "data").set_index("drill").loc[drill, "verdict"] == verdict
-        assert requested() == {"drill_history", *TABLES}
+        assert requested() == {"drill_history", *TABLES, "recommendations"}
         assert requested() == set(), "once for each drill"

@@ -2,17 +2,20 @@
 
 import json
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
+import numpy as np
 import pandas as pd
 import pytest
 import yaml
 from pydantic import BaseModel
 
+from campaigns.simulated import Month, leave_month
 from recovery_pipelines.analysis.objectives import judge_objectives
+from recovery_pipelines.analysis.recommendations import recommendations
 from recovery_pipelines.build import build_definitions
 from recovery_pipelines.drills.data_recovery import carry_out
 from recovery_pipelines.drills.failure import tell_failure
@@ -33,6 +36,7 @@ CONTROLS = f"{EXECUTION}__execution_controls"
 RETENTION = "test_framework__reporting__documentation__test_results__retention"
 MANUAL = f"{EXECUTION}__validation__manual_verification"
 METRICS = "test_framework__reporting__metrics__collection"
+RECOMMENDATIONS = "test_framework__reporting__documentation__recommendations"
 ANALYSIS = "test_framework__reporting__metrics__analysis"
 RESULTS = "test_framework__reporting__documentation__test_results"
 
@@ -67,6 +71,23 @@ def check_names(folder: Path, **changes: Any) -> set[str]:
     definitions = build_definitions(make_plan(folder, **changes))
     keys = definitions.resolve_asset_graph().asset_check_keys
     return {key.name for key in keys if key.asset_key.path[0] == "corruption_recovery_tar"}
+
+
+def asset_names(folder: Path, **changes: Any) -> set[str]:
+    definitions = build_definitions(make_plan(folder, **changes))
+    return {key.path[-1] for key in definitions.resolve_asset_graph().get_all_asset_keys()}
+
+
+def recommended(folder: Path, **changes: Any) -> pd.DataFrame:
+    """What is recommended after one month in which a check failed and something was not tested."""
+    plan = make_plan(folder, **changes)
+    failed = Month(
+        checks={"checksums_match": (Verdict.FAIL, "1 of 2 files")}, not_tested=["no xattr here"]
+    )
+    if not (plan.data_home / "drills").exists():
+        for spec in plan.drills():
+            leave_month(spec, 0, failed, np.random.default_rng(1))
+    return recommendations(plan.data_home, plan, date(2026, 1, 31))
 
 
 # --- the effect of each key ---------------------------------------------------------------
@@ -118,6 +139,15 @@ def effect_recovery(tmp_path: Path, drill: Drill) -> None:
     ]
     assert [row["mode"] for row in restored] == ["selective", "full"]
     assert restored[0]["files"] < restored[1]["files"]
+
+
+def effect_repeats(tmp_path: Path, drill: Drill) -> None:
+    record = drill(targets__test_dataset__repeats=3)
+    assert record.verdict is Verdict.PASS
+    for phase, values in table(record, "repeats").groupby("phase")["seconds"]:
+        assert len(values) == 3
+        assert record.metrics[f"{phase}_seconds"] == values.median()
+    assert not (drill().folder / "repeats.parquet").exists()
 
 
 def effect_fault_kinds(tmp_path: Path, drill: Drill) -> None:
@@ -249,6 +279,8 @@ def effect_automation_reporting(tmp_path: Path, drill: Drill) -> None:
     both = {path.name for path in drill().folder.iterdir()}
     none = {path.name for path in drill(**{key: []}).folder.iterdir()}
     assert both - none == {"journal.jsonl", "metrics.parquet"}
+    assert "recommendations" in asset_names(tmp_path)
+    assert "recommendations" not in asset_names(tmp_path, **{key: ["metrics"]})
 
 
 def effect_requirements(tmp_path: Path, drill: Drill) -> None:
@@ -391,15 +423,13 @@ def effect_objective(key: str, metric: str) -> Callable[..., None]:
 
 def effect_analysis(key: str, asset: str) -> Callable[..., None]:
     def effect(tmp_path: Path, drill: Drill) -> None:
-        def assets(**changes: Any) -> set[str]:
-            definitions = build_definitions(make_plan(tmp_path, **changes))
-            return {k.path[-1] for k in definitions.resolve_asset_graph().get_all_asset_keys()}
-
         every = ("trend_analysis", "comparison_with_baseline", "anomaly_detection")
-        without = assets(**{f"{ANALYSIS}__{key}": False})
-        assert assets() - without == {asset}
+        without = asset_names(tmp_path, **{f"{ANALYSIS}__{key}": False})
+        assert asset_names(tmp_path) - without == {asset}
         assert "drill_history" in without
-        assert "drill_history" not in assets(**{f"{ANALYSIS}__{name}": False for name in every})
+        nothing = {f"{ANALYSIS}__{name}": False for name in every}
+        nothing[f"{DATA}__automation__reporting"] = []
+        assert "drill_history" not in asset_names(tmp_path, **nothing)
 
     return effect
 
@@ -421,6 +451,21 @@ def effect_distribution(tmp_path: Path, drill: Drill) -> None:
     assert told == [["stakeholders"]], "and what was sent is not sent again"
 
 
+def effect_categories(tmp_path: Path, drill: Drill) -> None:
+    key = f"{RECOMMENDATIONS}__categories"
+    assert set(recommended(tmp_path)["category"]) == {"risk_mitigation", "process_improvements"}
+    kept = recommended(tmp_path, **{key: ["risk_mitigation"]})
+    assert set(kept["category"]) == {"risk_mitigation"}
+
+
+def effect_prioritization(tmp_path: Path, drill: Drill) -> None:
+    key = f"{RECOMMENDATIONS}__prioritization"
+    assert recommended(tmp_path)["priority"].drop_duplicates().tolist() == ["critical", "low"]
+    turned = recommended(tmp_path, **{key: ["low", "critical"]})
+    assert turned["priority"].drop_duplicates().tolist() == ["low", "critical"]
+    assert set(recommended(tmp_path, **{key: ["low"]})["priority"]) == {"low"}
+
+
 EFFECTS: dict[str, Callable[..., None]] = {
     "data_home": effect_data_home,
     "targets.path": effect_target_path,
@@ -429,6 +474,7 @@ EFFECTS: dict[str, Callable[..., None]] = {
     "targets.engines": effect_engines,
     "targets.increments": effect_increments,
     "targets.recovery": effect_recovery,
+    "targets.repeats": effect_repeats,
     "targets.faults.kinds": effect_fault_kinds,
     "targets.faults.count": effect_fault_count,
     "targets.objectives.rto_seconds": effect_objective("rto_seconds", "recovery_seconds"),
@@ -469,6 +515,8 @@ EFFECTS: dict[str, Callable[..., None]] = {
         "test_scenarios.data_recovery.automation.schedule": effect_schedule,
         "test_scenarios.data_recovery.automation.notification": effect_notification,
         "test_scenarios.data_recovery.automation.reporting": effect_automation_reporting,
+        "reporting.documentation.recommendations.categories": effect_categories,
+        "reporting.documentation.recommendations.prioritization": effect_prioritization,
         "test_execution.preparation.requirements": effect_requirements,
         "test_execution.preparation.notifications.start": effect_told("start"),
         "test_execution.preparation.notifications.completion": effect_told("completion"),
@@ -544,7 +592,7 @@ SEED_VALUES = {
     "automation": {
         "schedule": "monthly",
         "notification": ["admin_team"],
-        "reporting": ["detailed_logs", "metrics"],
+        "reporting": ["detailed_logs", "metrics", "recommendations"],
     },
     "execution_controls": {
         "parallel_tests": False,

@@ -1,12 +1,10 @@
 """What people said about anomalies: `analysis/acknowledgements.jsonl` in the data home."""
 
-import json
-import os
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from recovery_pipelines.errors import RecoveryError
+from recovery_pipelines.analysis.sayings import keep_saying, read_sayings
 
 
 @dataclass(frozen=True)
@@ -26,18 +24,7 @@ class Acknowledgement:
 
 def read_acknowledgements(home: Path) -> list[Acknowledgement]:
     """All of them, oldest first. Raises RecoveryError for a line that cannot be read."""
-    path = _path(home)
-    if not path.exists():
-        return []
-    found = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        try:
-            found.append(Acknowledgement(**json.loads(line)))
-        except (ValueError, TypeError) as error:
-            raise RecoveryError(
-                f"{path}:{number}: not an acknowledgement ({error}): correct or remove the line"
-            ) from None
-    return found
+    return read_sayings(_path(home), Acknowledgement, "acknowledgement")
 
 
 def keep_acknowledgement(
@@ -46,12 +33,7 @@ def keep_acknowledgement(
     """Append one; on disk when this returns."""
     at = datetime.now(UTC).isoformat(timespec="seconds")
     said = Acknowledgement(drill, metric, month, by, reason, at, restarts)
-    path = _path(home)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(asdict(said)) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
+    keep_saying(_path(home), said)
     return said
 
 

@@ -6,6 +6,7 @@ more expensive). Methods, their error rates and what they do not claim are in do
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -126,7 +127,14 @@ def trend_p_value(logs: Floats) -> float:
     at = np.flatnonzero(np.isfinite(logs))
     if len(at) < MINIMUM_DRILLS:
         return float("nan")
-    return float(stats.kendalltau(at, logs[at], alternative="greater").pvalue)
+    return _rising_p_value(at.tobytes(), logs[at].tobytes())
+
+
+@lru_cache(maxsize=1 << 16)
+def _rising_p_value(at: bytes, logs: bytes) -> float:
+    """Kept, because histories that are judged month by month ask the same again."""
+    positions, values = np.frombuffer(at, dtype=np.intp), np.frombuffer(logs)
+    return float(stats.kendalltau(positions, values, alternative="greater").pvalue)
 
 
 def _baseline(logs: Floats, member: Bools) -> tuple[NDArray[np.int64], Floats, Floats]:

@@ -7,6 +7,7 @@ drill and metric, or per event. None is a verdict on a restore: those are the dr
 from bisect import bisect_left
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -283,8 +284,9 @@ def _first(months: Sequence[str], true: Bools) -> str | None:
 def anomalies(months: pd.DataFrame, said: Sequence[Acknowledgement] = ()) -> pd.DataFrame:
     """One row per event: months in a row in which a metric of a drill was not as usual.
 
-    `found_by` names what was seen: `unusual value`, `level shift`, `trend`. `state` is `open` (it
-    lasts), `over` (the metric came back) or `acknowledged`, with who said so and why.
+    `found_by` names what was seen: `unusual value`, `level shift`, `trend`. `looks_like` says
+    whether a `step` or steady `growth` describes the metric better up to then. `state` is `open`
+    (it lasts), `over` (the metric came back) or `acknowledged`, with who said so and why.
     """
     rows = []
     for series in _series(months, said):
@@ -306,6 +308,7 @@ def anomalies(months: pd.DataFrame, said: Sequence[Acknowledgement] = ()) -> pd.
                 "first_month": first_month,
                 "last_month": last_month,
                 "times_typical": float(np.nanmax(times)),
+                "looks_like": series.shape_until(end),
                 "state": "open" if lasts else "over",
             }
             for answer in series.answers(first_month, last_month):
@@ -322,6 +325,7 @@ def anomalies(months: pd.DataFrame, said: Sequence[Acknowledgement] = ()) -> pd.
         "first_month",
         "last_month",
         "times_typical",
+        "looks_like",
         "state",
         "acknowledged_by",
         "reason",
@@ -396,13 +400,21 @@ class _Series:
         logs: Floats = np.log(positive)
         return logs
 
-    def since_restart(self) -> tuple[Floats, Floats]:
-        """Month numbers and logarithms of the values since the baseline began."""
+    def since_restart(self, end: int | None = None) -> tuple[Floats, Floats]:
+        """Month numbers and logarithms of the values since the baseline began, up to `end`."""
         logs = self.logs
         known = np.isfinite(logs)
-        known[: max(self.restarts, default=0)] = False
+        begins = [at for at in self.restarts if end is None or at < end]
+        known[: max(begins, default=0)] = False
+        if end is not None:
+            known[end + 1 :] = False
         numbers = np.array([_number(month) for month in self.months], dtype=float)
         return numbers[known], logs[known]
+
+    def shape_until(self, end: int) -> str:
+        """`step` or `growth`: which fits the months from the baseline's begin to `end` better."""
+        at, logs = self.since_restart(end)
+        return "growth" if _line_misfit(at, logs) <= _step_misfit(logs) else "step"
 
     def months_ahead(self, count: int) -> list[str]:
         last = pd.Period(self.months[-1][:7], freq="M")
@@ -429,7 +441,7 @@ def _series(
             for each in of_drill
             if each.restarts_baseline and each.metric in METRICS
         ]
-        judgement = judge(values, restarts)
+        judgement = _judged(values.tobytes(), len(labels), tuple(restarts))
         for position, metric in enumerate(METRICS):
             if metric in metrics and (values[:, position] > 0).any():
                 yield _Series(
@@ -442,6 +454,32 @@ def _series(
                     restarts=[at for at, of_metric in restarts if of_metric == position],
                     said=[each for each in of_drill if each.metric == metric],
                 )
+
+
+@lru_cache(maxsize=32)
+def _judged(values: bytes, months: int, restarts: tuple[tuple[int, int], ...]) -> Judgement:
+    """`judge`, once for all tables that are made of the same months."""
+    return judge(np.frombuffer(values).reshape(months, len(METRICS)), restarts)
+
+
+def _line_misfit(at: Floats, logs: Floats) -> float:
+    """Bayesian information criterion of a line through the logs."""
+    slope, middle = np.polyfit(at - at.mean(), logs, 1)
+    residuals = logs - middle - slope * (at - at.mean())
+    return _misfit(float((residuals**2).sum()), len(logs), parameters=2)
+
+
+def _step_misfit(logs: Floats) -> float:
+    """The same of two levels, at the best place for the step."""
+    squares = min(
+        len(part) * part.var() + len(rest) * rest.var()
+        for part, rest in (np.split(logs, [at]) for at in range(1, len(logs)))
+    )
+    return _misfit(float(squares), len(logs), parameters=3)
+
+
+def _misfit(squares: float, count: int, parameters: int) -> float:
+    return float(count * np.log(squares / count + 1e-12) + parameters * np.log(count))
 
 
 def _number(month: str) -> float:

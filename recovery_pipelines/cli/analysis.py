@@ -1,5 +1,6 @@
 """`recovery analysis`: what the drills so far say together, and answers to anomalies."""
 
+from datetime import datetime
 from pathlib import Path
 
 import click
@@ -9,6 +10,8 @@ from recovery_pipelines.analysis import drills
 from recovery_pipelines.analysis.acknowledgements import read_acknowledgements
 from recovery_pipelines.analysis.history import load_history, missed_months, monthly
 from recovery_pipelines.analysis.objectives import recovery_time_objectives
+from recovery_pipelines.analysis.recommendations import assign as give
+from recovery_pipelines.analysis.recommendations import recommendations
 from recovery_pipelines.cli.plan import plan_option
 from recovery_pipelines.plan import find_plan, load_plan
 
@@ -35,6 +38,7 @@ def show(plan_path: Path | None) -> None:
         "Growth": drills.trends(months, said),
         "Recovery time to expect": drills.forecast(months, said, objectives),
         "Anomalies": drills.anomalies(months, said),
+        "Recommendations": recommendations(home, plan),
     }
     for title, table in tables.items():
         click.echo(f"{title}\n{_text(table)}\n")
@@ -55,6 +59,20 @@ def acknowledge(
     said = drills.acknowledge(home, drill, metric, month, by, reason)
     effect = f"the baseline starts anew with {month}" if said.restarts_baseline else "it is over"
     click.echo(f"{drill} {metric} {month}: acknowledged by {by}; {effect}")
+
+
+@command.command()
+@plan_option
+@click.argument("id")
+@click.option("--owner", help="Who takes care of it.")
+@click.option("--due", type=click.DateTime(["%Y-%m-%d"]), help="Until when.")
+def assign(plan_path: Path | None, id: str, owner: str | None, due: datetime | None) -> None:
+    """Give the recommendation ID an owner, a due date, or both."""
+    if owner is None and due is None:
+        raise click.UsageError("give --owner, --due, or both")
+    plan = load_plan(plan_path or find_plan())
+    said = give(plan.data_home, plan, id, owner, due.date() if due else None)
+    click.echo(f"{id}: owner {said.owner or 'nobody'}, due {said.due or 'not set'}")
 
 
 def _text(table: pd.DataFrame) -> str:

@@ -34,6 +34,7 @@ def metrics_row(run: DrillRun) -> dict[str, object]:
         "verdict": str(run.verdict),
         "files": run.recovered_files,
         "bytes": run.recovered_bytes,
+        "data_bytes": run.data_bytes,
         "rpo_seconds": _rpo_seconds(run),
         "lost_entries": run.lost_entries if run.published else None,
     }
@@ -74,7 +75,9 @@ def _resources(run: DrillRun) -> dict[str, dict[str, object]]:
 def _errors(run: DrillRun) -> dict[str, dict[str, object]]:
     failed = [check.name for check in run.checks if check.verdict is not Verdict.PASS]
     resolved = run.published and run.damaged_at is not None and not failed and not run.errors
-    seconds = monotonic() - run.damaged_at if resolved and run.damaged_at is not None else None
+    seconds = None
+    if resolved and run.damaged_at is not None:
+        seconds = monotonic() - run.damaged_at - run.repeats_seconds
     return {
         "failure_count": {"failure_count": len(failed) + len(run.errors)},
         "error_types": {"error_types": ", ".join([*failed, *run.errors])},

@@ -34,9 +34,14 @@ def prepare(run: DrillRun) -> None:
         needed_bytes, needed_entries = _target_size(run)
         require_resources(
             run.sandbox.path,
-            int(needed_bytes * _COPIES * _HEADROOM),
-            int(needed_entries * _COPIES * _HEADROOM),
+            room_for(needed_bytes),
+            room_for(needed_entries),
         )
+
+
+def room_for(size: int) -> int:
+    """What a drill needs of something (bytes, entries) that its target has `size` of."""
+    return int(size * _COPIES * _HEADROOM)
 
 
 def system_snapshot(run: DrillRun) -> dict[str, object]:

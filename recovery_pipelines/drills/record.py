@@ -31,6 +31,25 @@ class DrillRecord:
     """What a named person must verify before the drill can PASS."""
 
     @property
+    def automated_verdict(self) -> Verdict:
+        """The drill's own, before any person verified something."""
+        return Verdict(self.content.get("automated_verdict", self.verdict))
+
+    @property
+    def objectives(self) -> dict[str, float | None]:
+        """Those that held then, in seconds."""
+        return dict(self.content.get("objectives", {}))
+
+    @property
+    def system_snapshot(self) -> dict[str, Any]:
+        return dict(self.content.get("system_snapshot", {}))
+
+    @property
+    def ended_at(self) -> str:
+        """UTC, ISO 8601; empty if the record does not say."""
+        return str(self.content.get("ended_at", ""))
+
+    @property
     def reason(self) -> str:
         """Why the drill is not PASS, in one line."""
         failed = [

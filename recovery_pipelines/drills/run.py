@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from random import Random
+from statistics import median
 
 import pandas as pd
 
@@ -71,6 +72,10 @@ class DrillRun:
     """What each captured manifest holds, by its name."""
     phases: dict[str, float] = field(default_factory=dict)
     """Seconds by phase of the recovery: detect, fetch, verify, publish."""
+    repeated: dict[str, list[float]] = field(default_factory=dict)
+    """Every value of the phases that the plan's `repeats` carried out more than once."""
+    repeats_seconds: float = 0.0
+    """What the repeats took beyond one recovery."""
     damaged_at: float | None = None
     """Monotonic time at which the damage was done: resolution time counts from here."""
     first_lost_write_at: float | None = None
@@ -98,6 +103,12 @@ class DrillRun:
     """Id, kind and UTC time of each backup that was made."""
     fault_kinds: dict[str, int] = field(default_factory=dict)
     """How many faults of each kind were injected."""
+
+    @property
+    def data_bytes(self) -> int | None:
+        """Size of the target's files at its newest backup; None before there is one."""
+        newest = self.summaries.get(f"generation-{self.newest_generation}")
+        return newest.bytes if newest else None
 
     # --- where things are ---------------------------------------------------------------
 
@@ -183,6 +194,16 @@ class DrillRun:
             yield
         finally:
             self.phases[name] = self.phases.get(name, 0.0) + time.monotonic() - began
+
+    @contextmanager
+    def repeat(self) -> Iterator[None]:
+        """One of several repeats of the same phases: each value is kept, the median counts."""
+        before = dict(self.phases)
+        yield
+        for name, seconds in self.phases.items():
+            if name not in before or seconds > before[name]:
+                self.repeated.setdefault(name, []).append(seconds - before.get(name, 0.0))
+        self.phases = before | {name: median(values) for name, values in self.repeated.items()}
 
     @contextmanager
     def working(self, what: str) -> Iterator[Callable[[str, float], None]]:

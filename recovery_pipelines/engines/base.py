@@ -18,6 +18,8 @@ from recovery_pipelines.errors import EngineError, PlanError
 from recovery_pipelines.tools import Finished, find_tool, run_tool
 
 ENTRY_POINT_GROUP = "recovery_pipelines.engines"
+SNAPSHOTS_LOST = "recorded snapshots are not in the repository"
+"""What a check says of snapshots that expired or were removed."""
 
 
 @dataclass(frozen=True)
@@ -153,10 +155,7 @@ def require_recorded(snapshots: Sequence[Snapshot], listed: Collection[str]) -> 
         raise EngineError("no snapshot is recorded for this repository: there is nothing to check")
     lost = [each.snapshot_id for each in snapshots if each.snapshot_id not in listed]
     if lost:
-        raise EngineError(
-            f"{len(lost)} of {len(snapshots)} recorded snapshots are not in the repository: "
-            + ", ".join(lost)
-        )
+        raise EngineError(f"{len(lost)} of {len(snapshots)} {SNAPSHOTS_LOST}: " + ", ".join(lost))
 
 
 def require_empty(staging: Path) -> None:

@@ -47,6 +47,8 @@ SCENARIO_STEPS: dict[str, tuple[str, ...]] = {
 DataIntegrityCriterion = Literal["all_files_recovered", "checksums_match"]
 StructureCriterion = Literal["directory_structure_intact", "permissions_correct"]
 AccessibilityCriterion = Literal["files_accessible", "applications_functional"]
+Category = Literal["process_improvements", "resource_needs", "risk_mitigation"]
+Priority = Literal["critical", "high", "medium", "low"]
 Aspect = Literal[
     "content",
     "device",
@@ -139,8 +141,13 @@ class Automation(_Strict):
     """`monthly` (03:00 on the 1st), `manual` (no schedule) or a five-field cron expression."""
     notification: tuple[Name, ...] = ()
     """Teams told of a drill that failed."""
-    reporting: tuple[Literal["detailed_logs", "metrics"], ...] = ("detailed_logs", "metrics")
-    """Files kept with each drill's result: `journal.jsonl`, `metrics.parquet`."""
+    reporting: tuple[Literal["detailed_logs", "metrics", "recommendations"], ...] = (
+        "detailed_logs",
+        "metrics",
+        "recommendations",
+    )
+    """Files kept with each drill's result (`journal.jsonl`, `metrics.parquet`), and whether there
+    are recommendations for the group's drills."""
 
     @property
     def cron_schedule(self) -> str | None:
@@ -278,8 +285,23 @@ class TestResults(_Strict):
     _no_repeats = field_validator("format", "distribution")(_unique)
 
 
+class Recommendations(_Strict):
+    """Which recommendations are shown, and in which order."""
+
+    categories: tuple[Category, ...] = (
+        "process_improvements",
+        "resource_needs",
+        "risk_mitigation",
+    )
+    prioritization: tuple[Priority, ...] = ("critical", "high", "medium", "low")
+    """Most urgent first."""
+
+    _no_repeats = field_validator("categories", "prioritization")(_unique)
+
+
 class ReportDocumentation(_Strict):
     test_results: TestResults = TestResults()
+    recommendations: Recommendations = Recommendations()
 
 
 class Reporting(_Strict):
@@ -351,6 +373,8 @@ class Target(_Strict):
     """Incremental backups after the full one, with changes between them."""
     recovery: Literal["selective", "full"] = "selective"
     """What `trigger_recovery` restores: only what is damaged, or everything."""
+    repeats: Annotated[int, Field(ge=1, le=9)] = 1
+    """How often the newest generation is fetched and verified in one drill; the median counts."""
     faults: Faults = Faults()
     objectives: Objectives = Objectives()
     not_kept: tuple[Aspect, ...] = ()

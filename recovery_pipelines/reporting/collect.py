@@ -15,6 +15,7 @@ from recovery_pipelines.analysis import drills as analysis
 from recovery_pipelines.analysis.acknowledgements import Acknowledgement, read_acknowledgements
 from recovery_pipelines.analysis.history import load_history, missed_months, monthly
 from recovery_pipelines.analysis.objectives import judge_objectives, recovery_time_objectives
+from recovery_pipelines.analysis.recommendations import recommendations, recommended_drills
 from recovery_pipelines.checks.self_test import UNDAMAGED
 from recovery_pipelines.drills.metrics import RECOVERY_PHASES
 from recovery_pipelines.drills.record import DrillRecord, read_record
@@ -42,6 +43,7 @@ from recovery_pipelines.reporting.model import (
     NotTested,
     Objective,
     Phase,
+    Recommendation,
     Recoverability,
     Report,
     Sealed,
@@ -96,11 +98,24 @@ def build_report(home: Path, plan: Plan, month: str) -> Report:
         detection=_detection(contents),
         fault_coverage=_fault_coverage(contents),
         not_tested=_not_tested(drills, missing, plan),
-        recommendations=Unavailable(why="this version makes no recommendations"),
+        recommendations=_recommendations(home, plan, month)
+        if recommended_drills(plan)
+        else Unavailable(why="no group's automation.reporting names recommendations"),
         manual_verification=_manual_verification(drills, home, chain),
         failed_messages=_failed_messages(home, month),
         environments=_environments(contents),
         evidence=evidence,
+    )
+
+
+def _recommendations(home: Path, plan: Plan, month: str) -> tuple[Recommendation, ...]:
+    """What was open at the end of the month, and what closed in it."""
+    table = recommendations(home, plan, until=month)
+    shown = table[(table["state"] == "open") | (table["closed"] == month)]
+    fields = list(Recommendation.model_fields)
+    return tuple(
+        Recommendation.model_validate({name: _text(row[name]) for name in fields})
+        for row in shown.to_dict("records")
     )
 
 
