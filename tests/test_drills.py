@@ -44,11 +44,19 @@ def failed(record: DrillRecord) -> set[str]:
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS)
-@pytest.mark.parametrize("engine", ["tar", "restic"])
-@pytest.mark.parametrize("recovery", ["selective", "full"])
+@pytest.mark.parametrize(
+    ("engine", "recovery"),
+    [
+        ("tar", "selective"),
+        ("tar", "full"),
+        ("restic", "selective"),
+        ("restic", "full"),
+        ("borg", "selective"),
+    ],
+)
 def test_a_sound_backup_passes(tmp_path: Path, scenario: str, engine: str, recovery: str) -> None:
-    if engine == "restic" and not shutil.which("restic"):
-        pytest.skip("restic is not installed (apt-get install restic)")
+    if not shutil.which(engine):
+        pytest.skip(f"{engine} is not installed")
     record = drill(
         tmp_path,
         scenario,

@@ -94,6 +94,8 @@ class ToolEngine:
 
     name: ClassVar[str]
     program: ClassVar[str]
+    package: ClassVar[str | None] = None
+    """The system package that holds the program, if it has another name."""
     exit_codes: ClassVar[Mapping[int, str]]
     """What the tool's non-zero exit codes mean."""
     give_up_on: ClassVar[bytes | None] = None
@@ -119,14 +121,15 @@ class ToolEngine:
         program: str | None = None,
         cwd: Path | None = None,
         stdin: bytes | None = None,
+        environment: Mapping[str, str] | None = None,
     ) -> Finished:
         """Run the tool; any exit code but 0 is an EngineError that starts with `doing`."""
         limit = self._timeout_seconds
         program = program or self.program
         finished = run_tool(
-            [find_tool(program), *arguments],
+            [find_tool(program, self.package), *arguments],
             cwd=cwd,
-            env=self._environment,
+            env=self._environment | dict(environment or {}),
             stdin=stdin,
             timeout_seconds=limit() if callable(limit) else limit,
             give_up_on=self.give_up_on,
@@ -138,6 +141,11 @@ class ToolEngine:
                 f"{doing}: {program} exit code {code} ({meaning}): {finished.complaint}"
             )
         return finished
+
+
+def size_bytes(repository: Path) -> int:
+    """What the files of a repository hold together."""
+    return sum(path.stat().st_size for path in repository.rglob("*") if path.is_file())
 
 
 @contextmanager

@@ -25,6 +25,7 @@ from recovery_pipelines.engines.base import (
     explained,
     require_empty,
     require_recorded,
+    size_bytes,
 )
 from recovery_pipelines.errors import EngineError
 from recovery_pipelines.tools import Finished
@@ -64,7 +65,7 @@ class ResticEngine(ToolEngine):
     def backup(self, source: Path, parent: Snapshot | None) -> Snapshot:
         """Of the directory by its name, from its parent directory: so its metadata is kept."""
         source = source.resolve()
-        before_bytes = self._size_bytes()
+        before_bytes = size_bytes(self.repository)
         upon = ["--force"] if parent is None else ["--parent", parent.snapshot_id]
         output = self._restic(
             f"backup of {source}", "backup", "--json", *upon, "--", source.name, cwd=source.parent
@@ -84,7 +85,7 @@ class ResticEngine(ToolEngine):
             parent_id=parent.snapshot_id if parent else None,
             created_at=datetime.fromisoformat(listed[0]["time"]).astimezone(UTC),
             digest=_digest(listed[0]),
-            added_bytes=self._size_bytes() - before_bytes,
+            added_bytes=size_bytes(self.repository) - before_bytes,
         )
 
     def snapshot_ids(self) -> list[str]:
@@ -143,9 +144,6 @@ class ResticEngine(ToolEngine):
         listed: list[dict[str, Any]] = json.loads(output)
         return listed
 
-    def _size_bytes(self) -> int:
-        return sum(path.stat().st_size for path in self.repository.rglob("*") if path.is_file())
-
 
 def _digest(listed: Mapping[str, Any]) -> str:
     digest: str = xxhash.xxh3_128_hexdigest(f"{listed['id']} {listed['tree']}".encode())
@@ -154,8 +152,8 @@ def _digest(listed: Mapping[str, Any]) -> str:
 
 def _is_selectable(paths: Collection[bytes]) -> bool:
     """Whether patterns can express it: the root as a pattern is everything anyway."""
-    size_bytes = sum(len(path) for path in paths)
-    return b"" not in paths and len(paths) <= _MAX_SELECTED and size_bytes <= _MAX_SELECTED_BYTES
+    names_bytes = sum(len(path) for path in paths)
+    return b"" not in paths and len(paths) <= _MAX_SELECTED and names_bytes <= _MAX_SELECTED_BYTES
 
 
 def _pattern(path: bytes) -> bytes:
