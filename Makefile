@@ -4,8 +4,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 DRILL_PACKAGES := python3-venv tar zstd util-linux libpango-1.0-0 libpangoft2-1.0-0 libharfbuzz-subset0
-TEST_PACKAGES := $(DRILL_PACKAGES) acl attr chromium faketime openssl restic
-BENCH_PACKAGES := $(TEST_PACKAGES) b3sum hashdeep rclone rsync xxhash
+TEST_PACKAGES := $(DRILL_PACKAGES) acl attr borgbackup chromium faketime iproute2 nftables openssl \
+	pgbackrest postgresql redis-server restic rsync
+BENCH_PACKAGES := $(TEST_PACKAGES) b3sum hashdeep rclone xxhash
 
 .PHONY: help setup drill ui test check bench campaign lock clean
 
