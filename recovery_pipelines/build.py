@@ -25,14 +25,16 @@ from recovery_pipelines.assets import (
     test_dataset,
     trend_analysis,
 )
+from recovery_pipelines.assets import monitoring as monitoring_assets
 from recovery_pipelines.drills.data_recovery import require_known
-from recovery_pipelines.orchestration.jobs import drill_job, drill_schedule, jobs
+from recovery_pipelines.orchestration.jobs import drill_job, drill_schedule, jobs, monitoring_job
 from recovery_pipelines.orchestration.stages import RESOURCES
 from recovery_pipelines.plan import DrillSpec, Plan, find_plan, load_plan
 from recovery_pipelines.sensors import (
     analysis,
     drill_failure,
     drill_overdue,
+    monitoring,
     notifications,
     sandbox_reaper,
     sign_offs,
@@ -75,8 +77,19 @@ def build_definitions(plan: Plan | Path | str | None = None) -> dg.Definitions:
         group_jobs.append(reports.job(derived[-1]))
     retention, daily = evidence_retention.build(plan)
     schedules.append(daily)
+    watched: list[dg.AssetsDefinition] = []
+    watchers: list[dg.SensorDefinition] = []
+    if plan.monitoring:
+        watched = monitoring_assets.build(plan.data_home, plan.monitoring)
+        group_jobs.append(monitoring_job(watched))
+        watchers = monitoring.build(plan, plan.monitoring, group_jobs[-1])
     return dg.Definitions(
-        assets=[*(asset for spec in specs for asset in stage_assets(spec)), *derived, retention],
+        assets=[
+            *(asset for spec in specs for asset in stage_assets(spec)),
+            *derived,
+            retention,
+            *watched,
+        ],
         resources=RESOURCES,
         jobs=[*jobs(specs), *group_jobs],
         schedules=schedules,
@@ -87,6 +100,7 @@ def build_definitions(plan: Plan | Path | str | None = None) -> dg.Definitions:
             sandbox_reaper.build(plan.data_home),
             *([analysis.build(derived)] if derived else []),
             *_sign_off_sensors(plan, specs, tables[:1]),
+            *watchers,
         ],
     )
 

@@ -28,6 +28,7 @@ from recovery_pipelines.plan import Plan, load_plan, parse_plan
 from recovery_pipelines.reporting.publish import distribute, write_reports
 from recovery_pipelines.reporting.render import NAMES as REPORTS
 from recovery_pipelines.verdict import Verdict
+from tests import monitoring_effects
 from tests.plans import MONTH, SHIPPED, content, make_plan, make_spec
 
 DATA = "test_framework__test_scenarios__data_recovery"
@@ -552,6 +553,7 @@ EFFECTS: dict[str, Callable[..., None]] = {
         ),
     }.items()
 }
+EFFECTS |= {f"monitoring.{key}": effect for key, effect in monitoring_effects.EFFECTS.items()}
 
 
 def keys_of(model: type[BaseModel], prefix: str = "") -> Iterator[str]:

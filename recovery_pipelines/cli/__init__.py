@@ -17,6 +17,7 @@ class _LazyGroup(click.Group):
         "drill": "recovery_pipelines.cli.drill",
         "evidence": "recovery_pipelines.cli.evidence",
         "manifest": "recovery_pipelines.cli.manifest",
+        "monitor": "recovery_pipelines.cli.monitor",
         "notifications": "recovery_pipelines.cli.notifications",
         "plan": "recovery_pipelines.cli.plan",
         "report": "recovery_pipelines.cli.report",

@@ -12,6 +12,8 @@ from recovery_pipelines.orchestration.controls import run_tags
 from recovery_pipelines.orchestration.partitions import MONTHS
 from recovery_pipelines.plan import DrillSpec
 
+AnyJob = UnresolvedAssetJobDefinition
+
 
 def asset_keys(spec: DrillSpec) -> list[dg.AssetKey]:
     return [dg.AssetKey([spec.name, stage]) for stage in STAGES]
@@ -65,3 +67,13 @@ def drill_schedule(
             )
 
     return start_drills
+
+
+def monitoring_job(assets: Sequence[dg.AssetsDefinition]) -> UnresolvedAssetJobDefinition:
+    """The job that rolls up one day, shows the state of everything and removes what is too old."""
+    return dg.define_asset_job(
+        "monitoring_daily",
+        dg.AssetSelection.assets(*(asset.key for asset in assets)),
+        description="Roll up one day of the monitoring, show its state, remove what is too old",
+        executor_def=dg.in_process_executor,
+    )

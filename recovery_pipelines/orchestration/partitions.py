@@ -1,4 +1,4 @@
-"""The months that drills belong to: one partition per month, the current one included."""
+"""The months that drills belong to, the current one included, and the days of the monitoring."""
 
 from datetime import UTC, datetime
 
@@ -8,6 +8,8 @@ from dagster._utils.schedules import cron_string_iterator
 FIRST_MONTH = "2026-01-01"
 
 MONTHS = dg.MonthlyPartitionsDefinition(start_date=FIRST_MONTH, end_offset=1)
+DAYS = dg.DailyPartitionsDefinition(start_date=FIRST_MONTH)
+"""The days (UTC) of the monitoring's aggregates."""
 
 
 def current_month() -> str:

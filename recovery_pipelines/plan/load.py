@@ -65,11 +65,13 @@ def parse_plan(text: str, *, name: str, folder: Path) -> Plan:
         for target_name, target in plan.targets.items()
     }
     home = folder / plan.data_home.expanduser()
+    monitoring = plan.monitoring and plan.monitoring.anchored(folder)
     evidence, authority = plan.evidence, plan.evidence.timestamp_authority
     if authority is not None:
         anchored = authority.model_copy(update={"ca": folder / authority.ca.expanduser()})
         evidence = evidence.model_copy(update={"timestamp_authority": anchored})
-    return plan.model_copy(update={"data_home": home, "targets": targets, "evidence": evidence})
+    update = {"data_home": home, "targets": targets, "evidence": evidence}
+    return plan.model_copy(update=update | {"monitoring": monitoring})
 
 
 def _index_lines(node: yaml.Node | None, at: KeyPath, lines: dict[KeyPath, int], name: str) -> None:

@@ -23,6 +23,8 @@ from pydantic import (
     model_validator,
 )
 
+from recovery_pipelines.plan.monitoring import Monitoring
+
 if TYPE_CHECKING:
     import apprise
 
@@ -508,6 +510,7 @@ class Plan(_Strict):
     """Needed by channels with `email`."""
     evidence: Evidence = Evidence()
     test_framework: TestFramework = TestFramework()
+    monitoring: Monitoring | None = None
 
     _file_name: str = PrivateAttr("")
 
@@ -525,6 +528,8 @@ class Plan(_Strict):
         named = {*notifications.start, *notifications.completion, *distribution}
         for _, group in self.groups():
             named |= set(group.automation.notification)
+        if self.monitoring:
+            named |= set(self.monitoring.notification)
         unknown = sorted(named - set(self.teams))
         if unknown:
             raise ValueError(
