@@ -65,6 +65,12 @@ def test_the_same_problem_keeps_its_id_and_closes_when_it_is_gone(tmp_path: Path
     assert tuple(said(tmp_path, plan, 4).columns) == COLUMNS
 
 
+def test_a_file_name_that_is_not_utf_8_does_no_harm(tmp_path: Path) -> None:
+    odd = {"checksums_match": (Verdict.FAIL, "wrong: caf\udce9")}
+    plan = history(tmp_path, Month(checks=odd))
+    assert "caf\\udce9" in said(tmp_path, plan, 1)["evidence"].iloc[0]
+
+
 def test_without_evidence_nothing_is_recommended(tmp_path: Path) -> None:
     assert said(tmp_path, make_plan(tmp_path, {"data": {}}), 0).empty
     plan = history(tmp_path, *([Month()] * 12))

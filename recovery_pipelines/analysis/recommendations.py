@@ -157,8 +157,8 @@ def _problems(seen: Iterable[Seen]) -> list[dict[str, Any]]:
             "id": each.id,
             "category": each.rule.category,
             "priority": each.finding.priority,
-            "title": each.finding.title,
-            "evidence": each.finding.evidence,
+            "title": _printable(each.finding.title),
+            "evidence": _printable(each.finding.evidence),
             "action": each.finding.action,
             "gain": each.finding.gain,
             "state": "closed" if each.following else "open",
@@ -166,6 +166,11 @@ def _problems(seen: Iterable[Seen]) -> list[dict[str, Any]]:
             "closed": each.following,
         }
     return list(problems.values())
+
+
+def _printable(text: str) -> str:
+    """What drills found can hold file names that are not UTF-8."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _findings(
