@@ -15,6 +15,8 @@ from recovery_pipelines.drills.data_recovery import (
     create_incremental_backups,
     create_test_dataset,
     recover,
+    simulate_damage,
+    validate,
 )
 from recovery_pipelines.drills.lifecycle import open_drill
 from recovery_pipelines.drills.record import DrillRecord
@@ -92,6 +94,30 @@ def _files(tree: Path) -> list[Path]:
     return sorted(
         p for p in tree.rglob("*") if p.is_file() and not p.is_symlink() and p.stat().st_size
     )
+
+
+@pytest.mark.skipif(shutil.which("rsync") is None, reason="rsync is not installed")
+def test_damage_that_rsync_restores_without_complaint_is_a_fail(tmp_path: Path) -> None:
+    """A real tool that lies: the damage is done after the backups were verified."""
+    spec = make_spec(tmp_path, "incremental_recovery", targets__test_dataset__engines=["rsync"])
+    with open_drill(spec, MONTH, "run") as run:
+        create_test_dataset(run)
+        snapshots = create_incremental_backups(run)
+        assert run.verdict is not Verdict.FAIL
+        newest = run.repository.path / str(snapshots["snapshot_id"].iloc[-1])
+        victim = max(_files(newest), key=lambda path: path.stat().st_size)
+        status = victim.stat()
+        content = bytearray(victim.read_bytes())
+        content[len(content) // 2] ^= 1
+        victim.write_bytes(content)
+        os.utime(victim, ns=(status.st_atime_ns, status.st_mtime_ns))
+        faults = simulate_damage(run)
+        recover(run, snapshots)
+        assert not run.published
+        validate(run, faults)
+        assert run.verdict is Verdict.FAIL
+        found = {check.name for check in run.checks if check.verdict is Verdict.FAIL}
+        assert "checksums_match" in found
 
 
 def restores_nothing(engine: TarEngine, snapshot: Snapshot, staging: Path) -> None:
