@@ -7,6 +7,7 @@ import pandas as pd
 
 from recovery_pipelines.analysis.objectives import judge_objectives, objective_names
 from recovery_pipelines.drills.data_recovery import measure
+from recovery_pipelines.drills.run import stages_of
 from recovery_pipelines.orchestration import manual
 from recovery_pipelines.orchestration.stages import numbers, open_stage, stage_options, upstream
 from recovery_pipelines.plan import DrillSpec
@@ -25,7 +26,7 @@ def build(spec: DrillSpec) -> dg.AssetsDefinition:
 
     @dg.asset(
         **stage_options(spec, STAGE, "Recovery time by phase, data loss, and what it cost."),
-        ins={"differences": upstream(spec, "checksum_validation")},
+        ins={"differences": upstream(spec, stages_of(spec)[-2])},
         check_specs=[
             *(dg.AssetCheckSpec(name, asset=key) for name in objective_names(objectives)),
             *manual.check_specs(spec),

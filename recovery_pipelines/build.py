@@ -22,6 +22,7 @@ from recovery_pipelines.assets import (
     recovery_metrics,
     reports,
     restore,
+    scenario_steps,
     test_dataset,
     trend_analysis,
 )
@@ -30,6 +31,7 @@ from recovery_pipelines.drills.data_recovery import require_known
 from recovery_pipelines.orchestration.jobs import drill_job, drill_schedule, jobs, monitoring_job
 from recovery_pipelines.orchestration.stages import RESOURCES
 from recovery_pipelines.plan import DrillSpec, Plan, find_plan, load_plan
+from recovery_pipelines.plan.model import Target
 from recovery_pipelines.sensors import (
     analysis,
     drill_failure,
@@ -60,7 +62,8 @@ def build_definitions(plan: Plan | Path | str | None = None) -> dg.Definitions:
         plan = load_plan(Path(plan) if plan else find_plan())
     specs = plan.drills()
     for spec in specs:
-        require_known(spec)
+        if isinstance(spec.target, Target):
+            require_known(spec)
     group_jobs, schedules = [], []
     for group, settings in plan.groups():
         in_group = [spec for spec in specs if spec.group == group]
@@ -106,8 +109,10 @@ def build_definitions(plan: Plan | Path | str | None = None) -> dg.Definitions:
 
 
 def stage_assets(spec: DrillSpec) -> Sequence[dg.AssetsDefinition]:
-    """The six stages of one drill, in order."""
-    return [module.build(spec) for module in _STAGE_MODULES]
+    """The stages of one drill, in order."""
+    if isinstance(spec.target, Target):
+        return [module.build(spec) for module in _STAGE_MODULES]
+    return [*scenario_steps.build(spec), recovery_metrics.build(spec)]
 
 
 def _sign_off_sensors(

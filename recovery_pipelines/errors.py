@@ -31,3 +31,7 @@ class EvidenceError(RecoveryError):
 
 class NetworkError(RecoveryError):
     """A drill's network, or the database on it, did not do what was asked."""
+
+
+class ServiceError(RecoveryError):
+    """A service or the machine that holds it did not do what was asked."""

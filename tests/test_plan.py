@@ -30,6 +30,7 @@ from recovery_pipelines.reporting.render import NAMES as REPORTS
 from recovery_pipelines.verdict import Verdict
 from tests import monitoring_effects
 from tests.plans import MONTH, SHIPPED, content, make_plan, make_spec
+from tests.stack_effects import STACK_EFFECTS
 
 DATA = "test_framework__test_scenarios__data_recovery"
 EXECUTION = "test_framework__test_execution"
@@ -555,25 +556,24 @@ EFFECTS: dict[str, Callable[..., None]] = {
 }
 EFFECTS |= {f"monitoring.{key}": effect for key, effect in monitoring_effects.EFFECTS.items()}
 
+EFFECTS |= STACK_EFFECTS
+
 
 def keys_of(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
     """Every leaf key of the plan's schema, list positions and free names left out."""
     for name, field in model.model_fields.items():
-        inner = inner_model(field.annotation)
-        if inner:
-            yield from keys_of(inner, f"{prefix}{name}.")
-        else:
+        inner = inner_models(field.annotation)
+        for model_inside in inner:
+            yield from keys_of(model_inside, f"{prefix}{name}.")
+        if not inner:
             yield f"{prefix}{name}"
 
 
-def inner_model(annotation: Any) -> type[BaseModel] | None:
+def inner_models(annotation: Any) -> list[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    for argument in getattr(annotation, "__args__", ()):
-        found = inner_model(argument)
-        if found:
-            return found
-    return None
+        return [annotation]
+    inside = getattr(annotation, "__args__", ())
+    return [model for argument in inside for model in inner_models(argument)]
 
 
 def test_every_key_has_an_effect_that_is_tested() -> None:

@@ -20,7 +20,7 @@ from recovery_pipelines.drills.preparation import room_for
 from recovery_pipelines.drills.record import DrillRecord
 from recovery_pipelines.engines.base import SNAPSHOTS_LOST
 from recovery_pipelines.plan import DrillSpec
-from recovery_pipelines.plan.model import Category, Priority
+from recovery_pipelines.plan.model import Category, Priority, Target
 from recovery_pipelines.verdict import CheckResult, Verdict
 
 YEAR_MONTHS = 12
@@ -574,7 +574,8 @@ def noisy_times(at: Evidence) -> Iterator[Finding]:
     values = alike["recovery_seconds"].to_numpy(dtype=float)
     logs = np.log(values[values > 0])
     steady = not _lasting(at, "growth", "step")["metric"].eq("recovery_seconds").any()
-    if len(logs) < NOISY_DRILLS or not steady or at.spec.target.repeats > 1:
+    can_repeat = isinstance(at.spec.target, Target) and at.spec.target.repeats == 1
+    if len(logs) < NOISY_DRILLS or not steady or not can_repeat:
         return
     deviation = float(stats.median_abs_deviation(logs, scale="normal"))
     if deviation > NOISY_DEVIATION:

@@ -58,7 +58,7 @@ def require_known(spec: DrillSpec) -> None:
     engine_class(spec.engine)
     for name in spec.scenario.validation_criteria.names:
         check_named(name)
-    kinds = spec.target.faults.kinds
+    kinds = spec.tree.faults.kinds
     unknown = [] if kinds == "all" else sorted(set(kinds) - set(source_faults()))
     if unknown:
         raise PlanError(
@@ -71,7 +71,7 @@ def create_test_dataset(run: DrillRun) -> Path:
     """Make or copy the target's data; returns the manifest of generation 0."""
     with run.stage("test_dataset"):
         prepare(run)
-        target = run.spec.target
+        target = run.spec.tree
         if target.dataset:
             left_out = build_dataset(
                 run.live, size_bytes=int(target.dataset.size), seed=target.dataset.seed
@@ -156,7 +156,7 @@ def recover(run: DrillRun, snapshots: pd.DataFrame) -> pd.DataFrame:
             ledger = _ledger(snapshots)
             selective = (
                 run.spec.scenario.name == "corruption_recovery"
-                and run.spec.target.recovery == "selective"
+                and run.spec.tree.recovery == "selective"
             )
             rows.append(_recover_newest(run, ledger[run.newest_generation], selective))
             if run.spec.scenario.name == "incremental_recovery":
@@ -267,7 +267,7 @@ def _verify_backup(run: DrillRun, snapshots: list[Snapshot]) -> CheckResult:
 
 def _inject_faults(run: DrillRun) -> list[dict[str, object]]:
     known = source_faults()
-    wanted = run.spec.target.faults
+    wanted = run.spec.tree.faults
     kinds = list(known) if wanted.kinds == "all" else list(wanted.kinds)
     in_turn = [known[kinds[turn % len(kinds)]] for turn in range(wanted.count or len(kinds))]
     injected = inject(in_turn, run.live, Layer.SOURCE, run.seed("faults"))
@@ -336,8 +336,8 @@ def _restore_repeatedly(
     Each repeat is verified like the last one, in a tree of its own that is emptied afterwards.
     """
     began, results = monotonic(), []
-    for number in range(1, run.spec.target.repeats + 1):
-        is_last = number == run.spec.target.repeats
+    for number in range(1, run.spec.tree.repeats + 1):
+        is_last = number == run.spec.tree.repeats
         tree = staging if is_last else run.sandbox.tree("repeat")
         with run.repeat():
             results.append(_restore_and_verify(run, snapshot, tree, expected, paths))

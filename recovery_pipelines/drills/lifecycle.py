@@ -74,7 +74,8 @@ def open_drill(
                     run.note_error(error)
                 raise
             finally:
-                _close(run)
+                with run.cleanup:
+                    _close(run)
 
 
 def _close(run: DrillRun) -> None:

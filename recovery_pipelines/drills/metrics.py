@@ -41,7 +41,7 @@ def metrics_row(run: DrillRun) -> dict[str, object]:
     for name, values in columns.items():
         if name in wanted:
             row |= values
-    return row
+    return row | run.measured
 
 
 def _recovery_time(run: DrillRun) -> dict[str, object]:

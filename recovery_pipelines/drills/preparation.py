@@ -11,7 +11,12 @@ import psutil
 
 from recovery_pipelines.drills.run import DrillRun
 from recovery_pipelines.errors import PreparationError
+from recovery_pipelines.plan.model import Target
+from recovery_pipelines.services.host import capabilities
 
+_STACK_BYTES = 1_000_000_000
+"""What the volume, the logs and the copies of a service stack may take."""
+_STACK_ENTRIES = 10_000
 _COPIES = 4
 """A drill holds the live tree, its repository and up to two restored generations."""
 _HEADROOM = 1.2
@@ -31,12 +36,11 @@ def prepare(run: DrillRun) -> None:
         run.system_snapshot = system_snapshot(run)
         run.journal(event="system_snapshot", **run.system_snapshot)
     if "resource_availability" in required:
-        needed_bytes, needed_entries = _target_size(run)
-        require_resources(
-            run.sandbox.path,
-            room_for(needed_bytes),
-            room_for(needed_entries),
-        )
+        if isinstance(run.spec.target, Target):
+            needed_bytes, needed_entries = map(room_for, _target_size(run))
+        else:
+            needed_bytes, needed_entries = _STACK_BYTES, _STACK_ENTRIES
+        require_resources(run.sandbox.path, needed_bytes, needed_entries)
 
 
 def room_for(size: int) -> int:
@@ -56,7 +60,8 @@ def system_snapshot(run: DrillRun) -> dict[str, object]:
         "user_id": os.geteuid(),
         "libraries": {name: version(name) for name in _LIBRARIES},
         "engine": run.spec.engine,
-        "engine_version": run.engine.version(),
+        "engine_version": run.engine.version() if isinstance(run.spec.target, Target) else "",
+        "capabilities": {} if isinstance(run.spec.target, Target) else capabilities(),
         "processors": os.cpu_count(),
         "load_1m": os.getloadavg()[0],
         "memory_available_bytes": memory.available,
@@ -86,7 +91,7 @@ def require_resources(folder: Path, needed_bytes: int, needed_entries: int) -> N
 
 def _target_size(run: DrillRun) -> tuple[int, int]:
     """Bytes and entries of the target; for a real tree by looking at it."""
-    target = run.spec.target
+    target = run.spec.tree
     if target.dataset:
         size_bytes = int(target.dataset.size)
         return size_bytes, int(size_bytes * _ENTRIES_PER_DATASET_BYTE) + 1000

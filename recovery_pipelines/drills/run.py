@@ -9,7 +9,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
@@ -26,7 +26,7 @@ from recovery_pipelines.errors import DrillTimeout
 from recovery_pipelines.evidence import Entry
 from recovery_pipelines.manifest import Summary
 from recovery_pipelines.plan import DrillSpec
-from recovery_pipelines.plan.model import SCENARIO_STEPS
+from recovery_pipelines.plan.model import SCENARIO_STEPS, Target
 from recovery_pipelines.sandbox import Sandbox, Tree
 from recovery_pipelines.verdict import CheckResult, Verdict, worst
 
@@ -42,12 +42,25 @@ STAGES = (
     "checksum_validation",
     "recovery_metrics",
 )
+"""The stages of the data-recovery scenarios."""
+METRICS_STAGE = STAGES[-1]
+"""The last stage of every scenario."""
 _STEP_OF_STAGE = (0, 0, 1, 2, 3, 3)
 
 
-def step_of(scenario: str, stage: str) -> str:
+def stages_of(spec: DrillSpec) -> tuple[str, ...]:
+    """The stages of a drill: on file trees those above, else the scenario's own steps."""
+    if isinstance(spec.target, Target):
+        return STAGES
+    return (*SCENARIO_STEPS[spec.scenario.name], METRICS_STAGE)
+
+
+def step_of(spec: DrillSpec, stage: str) -> str:
     """The seed's step that a stage belongs to."""
-    return SCENARIO_STEPS[scenario][_STEP_OF_STAGE[STAGES.index(stage)]]
+    steps = SCENARIO_STEPS[spec.scenario.name]
+    if isinstance(spec.target, Target):
+        return steps[_STEP_OF_STAGE[STAGES.index(stage)]]
+    return steps[-1] if stage == METRICS_STAGE else stage
 
 
 @dataclass
@@ -97,6 +110,12 @@ class DrillRun:
     deadline: float = 0.0
     """On the monotonic clock."""
     in_stage: bool = False
+    state: object = None
+    """What a scenario's steps leave for the next one within this run, such as a machine."""
+    cleanup: ExitStack = field(default_factory=ExitStack)
+    """Closed after the drill's record is written and before its sandbox is destroyed."""
+    measured: dict[str, object] = field(default_factory=dict)
+    """What only this scenario measures: further columns of the metrics row."""
     initiator: str = ""
     """What started the drill: a schedule, a command, a person in the UI."""
     snapshots: list[dict[str, object]] = field(default_factory=list)
@@ -144,7 +163,7 @@ class DrillRun:
 
     @property
     def newest_generation(self) -> int:
-        return self.spec.target.increments
+        return self.spec.tree.increments
 
     @property
     def earlier_generation(self) -> int:
@@ -166,7 +185,7 @@ class DrillRun:
     @contextmanager
     def stage(self, name: str) -> Iterator[bool]:
         """Journal one stage under the seed's step. Yields False if the plan leaves the step out."""
-        step = step_of(self.spec.scenario.name, name)
+        step = step_of(self.spec, name)
         if step in self.spec.scenario.omitted_steps:
             self.journal(step=step, stage=name, event="omitted by the plan")
             yield False

@@ -7,7 +7,7 @@ from dagster._core.definitions.unresolved_asset_job_definition import (
     UnresolvedAssetJobDefinition,
 )
 
-from recovery_pipelines.drills.run import STAGES
+from recovery_pipelines.drills.run import stages_of
 from recovery_pipelines.orchestration.controls import run_tags
 from recovery_pipelines.orchestration.partitions import MONTHS
 from recovery_pipelines.plan import DrillSpec
@@ -16,7 +16,7 @@ AnyJob = UnresolvedAssetJobDefinition
 
 
 def asset_keys(spec: DrillSpec) -> list[dg.AssetKey]:
-    return [dg.AssetKey([spec.name, stage]) for stage in STAGES]
+    return [dg.AssetKey([spec.name, stage]) for stage in stages_of(spec)]
 
 
 def drill_job(

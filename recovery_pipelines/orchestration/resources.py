@@ -6,7 +6,7 @@ from contextlib import ExitStack, contextmanager
 import dagster as dg
 
 from recovery_pipelines.drills.lifecycle import open_drill
-from recovery_pipelines.drills.run import STAGES, DrillRun
+from recovery_pipelines.drills.run import DrillRun, stages_of
 from recovery_pipelines.errors import RecoveryError
 from recovery_pipelines.orchestration.launcher import PROCESS_TAG
 from recovery_pipelines.plan import DrillSpec
@@ -43,9 +43,9 @@ class OpenDrills:
         Raises RecoveryError for a stage whose drill is not open in this process, and for a drill
         that must not start because an earlier one in this run failed.
         """
-        if self._open and self._open.spec.name == spec.name and stage != STAGES[0]:
+        if self._open and self._open.spec.name == spec.name and stage != stages_of(spec)[0]:
             return self._open
-        if stage != STAGES[0]:
+        if stage != stages_of(spec)[0]:
             raise RecoveryError(
                 f"{spec.name}/{stage} works in the sandbox of a drill that is not open: a drill is "
                 f"one run in one process. Launch the job {spec.name}, or materialize all its "

@@ -8,7 +8,7 @@ from typing import Any
 import dagster as dg
 import pandas as pd
 
-from recovery_pipelines.drills.run import STAGES, DrillRun, step_of
+from recovery_pipelines.drills.run import DrillRun, stages_of, step_of
 from recovery_pipelines.errors import RecoveryError
 from recovery_pipelines.orchestration.controls import POOL, apply_controls, forbid_retry
 from recovery_pipelines.orchestration.io_manager import HOME_METADATA_KEY, ParquetIOManager
@@ -32,7 +32,7 @@ _WARNINGS = (Verdict.UNVERIFIED, Verdict.STALE)
 
 def stage_options(spec: DrillSpec, stage: str, what: str) -> dict[str, Any]:
     """The arguments of `@dg.asset` for one stage of one drill."""
-    step = step_of(spec.scenario.name, stage)
+    step = step_of(spec, stage)
     return {
         "name": stage,
         "key_prefix": [spec.name],
@@ -46,7 +46,7 @@ def stage_options(spec: DrillSpec, stage: str, what: str) -> dict[str, Any]:
         "kinds": {"parquet", spec.engine},
         "tags": {"recovery/scenario": spec.scenario.name},
         # Later stages first: a run over several drills finishes one before it opens the next.
-        "op_tags": {"dagster/priority": str(STAGES.index(stage))},
+        "op_tags": {"dagster/priority": str(stages_of(spec).index(stage))},
         "code_version": "1",
     }
 
@@ -60,7 +60,7 @@ def open_stage(
     context: dg.AssetExecutionContext, spec: DrillSpec, stage: str
 ) -> Iterator[DrillRun]:
     """The drill that this stage belongs to. Errors meant for people reach the UI as such."""
-    if stage == STAGES[0]:
+    if stage == stages_of(spec)[0]:
         apply_controls(context, spec)
     try:
         yield context.resources.recovery_drills.stage(spec, context.partition_key, stage)

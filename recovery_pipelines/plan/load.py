@@ -8,7 +8,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from recovery_pipelines.errors import PlanError
-from recovery_pipelines.plan.model import Plan
+from recovery_pipelines.plan.model import SERVICES_TAG, TREE_TAG, Plan, Target
 
 PLAN_VARIABLE = "RECOVERY_PLAN"
 
@@ -60,7 +60,7 @@ def parse_plan(text: str, *, name: str, folder: Path) -> Plan:
         raise PlanError("\n".join(_explain(error, name, lines))) from None
     targets = {
         target_name: target.model_copy(update={"path": folder / target.path.expanduser()})
-        if target.path
+        if isinstance(target, Target) and target.path
         else target
         for target_name, target in plan.targets.items()
     }
@@ -98,7 +98,9 @@ def _explain(error: ValidationError, name: str, lines: dict[KeyPath, int]) -> li
     """One line per distinct mistake. Pydantic's location can hold union members: they are cut."""
     explained = []
     for mistake in error.errors(include_url=False, include_input=False):
-        location: KeyPath = mistake["loc"]
+        location: KeyPath = tuple(
+            part for part in mistake["loc"] if part not in (TREE_TAG, SERVICES_TAG)
+        )
         known = location
         while known and known not in lines:
             known = known[:-1]
@@ -117,16 +119,16 @@ def _dotted(location: Sequence[str | int]) -> str:
 
 def _siblings(location: KeyPath) -> str:
     """The keys that are allowed beside the last part of `location`."""
-    model: type[BaseModel] = Plan
+    models: list[type[BaseModel]] = [Plan]
     for part in location[:-1]:
-        if isinstance(part, str) and part in model.model_fields:
-            model = _inner_model(model.model_fields[part].annotation) or model
-    return ", ".join(model.model_fields)
+        fields = [model.model_fields[part] for model in models if part in model.model_fields]
+        models = [inner for field in fields for inner in _inner_models(field.annotation)] or models
+    return ", ".join(dict.fromkeys(name for model in models for name in model.model_fields))
 
 
-def _inner_model(annotation: object) -> type[BaseModel] | None:
-    """The model inside `Model`, `dict[str, Model]`, `tuple[Model, ...]` or `Model | None`."""
+def _inner_models(annotation: object) -> list[type[BaseModel]]:
+    """The models inside `Model`, `dict[str, Model]`, `tuple[Model, ...]` or `Model | Other`."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    arguments = getattr(annotation, "__args__", ())
-    return next((model for model in map(_inner_model, arguments) if model), None)
+        return [annotation]
+    inside = getattr(annotation, "__args__", ())
+    return [model for argument in inside for model in _inner_models(argument)]

@@ -1,5 +1,6 @@
 """The plan's schema. Every key here has an effect; what does not work yet is not a key."""
 
+import graphlib
 import hashlib
 import json
 import logging
@@ -14,11 +15,13 @@ from pydantic import (
     BeforeValidator,
     ByteSize,
     ConfigDict,
+    Discriminator,
     Field,
     NonNegativeFloat,
     PositiveFloat,
     PositiveInt,
     PrivateAttr,
+    Tag,
     field_validator,
     model_validator,
 )
@@ -43,14 +46,23 @@ SCENARIO_STEPS: dict[str, tuple[str, ...]] = {
         "perform_incremental_restore",
         "verify_data_state",
     ),
+    "complete_system_failure": (
+        "shutdown_all_services",
+        "power_off_simulation",
+        "initiate_recovery",
+        "validate_restoration",
+    ),
 }
-"""The seed's steps of each supported scenario: create, damage, recover, verify."""
+"""The seed's steps of each supported scenario."""
 
 DataIntegrityCriterion = Literal["all_files_recovered", "checksums_match"]
 StructureCriterion = Literal["directory_structure_intact", "permissions_correct"]
 AccessibilityCriterion = Literal["files_accessible", "applications_functional"]
 Category = Literal["process_improvements", "resource_needs", "risk_mitigation"]
 Priority = Literal["critical", "high", "medium", "low"]
+SystemStateCriterion = Literal["all_services_running", "data_accessible"]
+ServiceDataCriterion = Literal["checksums_match", "no_corruption"]
+PerformanceCriterion = Literal["response_times_normal", "no_degradation"]
 Aspect = Literal[
     "content",
     "device",
@@ -75,8 +87,21 @@ def _unique(values: tuple[str, ...]) -> tuple[str, ...]:
     return values
 
 
-class ValidationCriteria(_Strict):
+class Criteria(_Strict):
     """The asset checks of a scenario, by the seed's groups."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(name for group in type(self).model_fields for name in getattr(self, group))
+
+    @field_validator("*")
+    @classmethod
+    def _no_repeats(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        return _unique(names)
+
+
+class ValidationCriteria(Criteria):
+    """The criteria of the data-recovery scenarios."""
 
     data_integrity: tuple[DataIntegrityCriterion, ...] = ("all_files_recovered", "checksums_match")
     structure: tuple[StructureCriterion, ...] = (
@@ -87,27 +112,26 @@ class ValidationCriteria(_Strict):
         "files_accessible",
         "applications_functional",
     )
-
     additional: tuple[Name, ...] = ()
     """Checks that other packages register under `recovery_pipelines.checks`."""
 
-    @property
-    def names(self) -> tuple[str, ...]:
-        return (*self.data_integrity, *self.structure, *self.accessibility, *self.additional)
 
-    _no_repeats = field_validator("data_integrity", "structure", "accessibility", "additional")(
-        _unique
-    )
+class SystemCriteria(Criteria):
+    """The criteria of the system-failure scenarios."""
+
+    system_state: tuple[SystemStateCriterion, ...] = ("all_services_running", "data_accessible")
+    data_integrity: tuple[ServiceDataCriterion, ...] = ("checksums_match", "no_corruption")
+    performance: tuple[PerformanceCriterion, ...] = ("response_times_normal", "no_degradation")
 
 
 class Scenario(_Strict):
     """One scenario: what is done, in the seed's steps, and what must hold afterwards."""
 
-    name: Literal["corruption_recovery", "incremental_recovery"]
+    name: str
     description: str = ""
     steps: tuple[str, ...] = ()
     """In the seed's order; all of them if the key is left out."""
-    validation_criteria: ValidationCriteria = ValidationCriteria()
+    validation_criteria: Criteria = Criteria()
 
     @model_validator(mode="before")
     @classmethod
@@ -131,6 +155,16 @@ class Scenario(_Strict):
     @property
     def omitted_steps(self) -> tuple[str, ...]:
         return tuple(step for step in SCENARIO_STEPS[self.name] if step not in self.steps)
+
+
+class DataScenario(Scenario):
+    name: Literal["corruption_recovery", "incremental_recovery"]
+    validation_criteria: ValidationCriteria = ValidationCriteria()
+
+
+class SystemScenario(Scenario):
+    name: Literal["complete_system_failure"]
+    validation_criteria: SystemCriteria = SystemCriteria()
 
 
 Cron = Annotated[str, Field(pattern=r"^(\S+\s+){4}\S+$")]
@@ -167,10 +201,24 @@ class ScenarioGroup(_Strict):
         return scenarios
 
 
-class TestScenarios(_Strict):
-    data_recovery: ScenarioGroup = ScenarioGroup(
-        scenarios=(Scenario(name="corruption_recovery"), Scenario(name="incremental_recovery"))
+class DataRecovery(ScenarioGroup):
+    """What is done to file trees."""
+
+    scenarios: tuple[DataScenario, ...] = (
+        DataScenario(name="corruption_recovery"),
+        DataScenario(name="incremental_recovery"),
     )
+
+
+class SystemFailure(ScenarioGroup):
+    """What is done to service stacks."""
+
+    scenarios: tuple[SystemScenario, ...] = (SystemScenario(name="complete_system_failure"),)
+
+
+class TestScenarios(_Strict):
+    data_recovery: DataRecovery = DataRecovery()
+    system_failure: SystemFailure = SystemFailure()
 
 
 class PreparationNotifications(_Strict):
@@ -455,6 +503,91 @@ class Smtp(_Strict):
         return self
 
 
+class HealthCheck(_Strict):
+    """How a service is seen to work: exactly one key."""
+
+    http: Annotated[str, Field(pattern=r"^/\S*$")] | None = None
+    """A path that must answer 200."""
+    tcp: Literal[True] | None = None
+    """The port accepts connections."""
+    sql: str | None = None
+    """A statement, sent to a PostgreSQL server."""
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Self:
+        if sum(way is not None for way in (self.http, self.tcp, self.sql)) != 1:
+            raise ValueError("a health check has exactly one of: http, tcp, sql")
+        return self
+
+
+class Service(_Strict):
+    """One service of a stack: a kind that we know, or a command of yours."""
+
+    kind: Literal["postgres", "redis", "application"] | None = None
+    """`application` is a small HTTP server that reads and writes what it depends on."""
+    settings: dict[str, str] = {}
+    """Of postgres or redis, added to the defaults."""
+    command: tuple[str, ...] = ()
+    """Stays in the foreground; `{data}` is its directory on the volume, `{port}` its port."""
+    user: str | None = None
+    """Whom it runs as where drills run as root."""
+    port: Annotated[int, Field(ge=1, le=65535)] | None = None
+    health: HealthCheck | None = None
+    depends_on: tuple[Name, ...] = ()
+    may_lose_seconds: NonNegativeFloat = 0
+    """Acknowledged writes that a power cut may cost: how long before the cut they may be."""
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Self:
+        if (self.kind is None) == (not self.command):
+            raise ValueError("give either `kind` (postgres, redis, application) or `command`")
+        if self.command and (self.port is None or self.health is None):
+            raise ValueError("a `command` needs its `port` and a `health` check")
+        if self.settings and self.kind not in ("postgres", "redis"):
+            raise ValueError("`settings` belong to the kinds postgres and redis")
+        return self
+
+
+class ServicesTarget(_Strict):
+    """A stack of services that must be recoverable."""
+
+    services: Annotated[dict[Name, Service], Field(min_length=1)]
+    response_seconds: PositiveFloat = 0.5
+    """Within this, 95 % of the requests must be answered after a recovery."""
+    objectives: Objectives = Objectives()
+
+    @property
+    def not_kept(self) -> tuple[str, ...]:
+        return ()
+
+    @model_validator(mode="after")
+    def _can_be_started(self) -> Self:
+        for name, service in self.services.items():
+            unknown = sorted(set(service.depends_on) - set(self.services))
+            if unknown:
+                raise ValueError(f"{name} depends on {unknown[0]}, which is no service here")
+        try:
+            graph = {name: service.depends_on for name, service in self.services.items()}
+            graphlib.TopologicalSorter(graph).prepare()
+        except graphlib.CycleError as error:
+            raise ValueError(
+                f"services depend on each other: {' → '.join(error.args[1])}"
+            ) from None
+        return self
+
+
+def _target_tag(value: object) -> str:
+    services = "services" in value if isinstance(value, dict) else isinstance(value, ServicesTarget)
+    return SERVICES_TAG if services else TREE_TAG
+
+
+TREE_TAG, SERVICES_TAG = "file-tree", "service-stack"
+AnyTarget = Annotated[
+    Annotated[Target, Tag(TREE_TAG)] | Annotated[ServicesTarget, Tag(SERVICES_TAG)],
+    Discriminator(_target_tag),
+]
+
+
 class Channel(_Strict):
     """One way to reach a team: exactly one key."""
 
@@ -486,9 +619,22 @@ class DrillSpec:
     scenario: Scenario
     automation: Automation
     target_name: str
-    target: Target
+    target: Target | ServicesTarget
     engine: str
+    """The backup tool; for a service stack, the way in which it recovers."""
     plan: "Plan"
+
+    @property
+    def tree(self) -> Target:
+        """The target of a drill on a file tree."""
+        assert isinstance(self.target, Target)
+        return self.target
+
+    @property
+    def stack(self) -> ServicesTarget:
+        """The target of a drill on services."""
+        assert isinstance(self.target, ServicesTarget)
+        return self.target
 
     @property
     def controls(self) -> ExecutionControls:
@@ -504,7 +650,7 @@ class Plan(_Strict):
 
     data_home: Path = Path("data")
     """The folder for everything that drills write; relative to the plan's own folder."""
-    targets: dict[Name, Target]
+    targets: dict[Name, AnyTarget]
     teams: dict[Name, Annotated[tuple[Channel, ...], Field(min_length=1)]] = {}
     smtp: Smtp | None = None
     """Needed by channels with `email`."""
@@ -570,7 +716,7 @@ class Plan(_Strict):
             yield name, getattr(scenarios, name)
 
     def drills(self) -> list[DrillSpec]:
-        """Every scenario × target × engine, in the plan's order."""
+        """Every scenario × fitting target × engine, in the plan's order."""
         return [
             DrillSpec(
                 name=drill_name(scenario.name, target_name, engine),
@@ -585,11 +731,24 @@ class Plan(_Strict):
             for group_name, group in self.groups()
             for scenario in group.scenarios
             for target_name, target in self.targets.items()
-            for engine in target.engines
+            for engine in _engines(scenario, target)
         ]
 
 
+def _engines(scenario: Scenario, target: Target | ServicesTarget) -> tuple[str, ...]:
+    """With what a scenario recovers a target; nothing if it is not for such targets."""
+    if isinstance(target, Target):
+        return target.engines if isinstance(scenario, DataScenario) else ()
+    return (SAME_VOLUME,) if scenario.name == "complete_system_failure" else ()
+
+
+SAME_VOLUME = "same_volume"
+
+
+_BUILT_IN = ("test_dataset", "test_services")
+
+
 def drill_name(scenario: str, target: str, engine: str) -> str:
-    """`corruption_recovery_tar` on the built-in `test_dataset`, else with the target's name."""
-    parts = (scenario, engine) if target == "test_dataset" else (scenario, target, engine)
+    """`corruption_recovery_tar` on a built-in target, else with the target's name in the middle."""
+    parts = (scenario, engine) if target in _BUILT_IN else (scenario, target, engine)
     return "_".join(parts)

@@ -26,7 +26,7 @@ from recovery_pipelines.evidence.signoff import Standing, standings_of
 from recovery_pipelines.faults.catalogue import source_faults
 from recovery_pipelines.notifications import receipts
 from recovery_pipelines.plan import Plan
-from recovery_pipelines.plan.model import SCENARIO_STEPS, Objectives
+from recovery_pipelines.plan.model import SCENARIO_STEPS, Objectives, Target
 from recovery_pipelines.reporting.model import (
     Anomaly,
     Attempt,
@@ -453,7 +453,7 @@ def _not_tested(
             f"target {name} is generated test data: it proves the tool and the procedure, not that "
             "your own data restores"
             for name, target in plan.targets.items()
-            if target.dataset
+            if isinstance(target, Target) and target.dataset
         ),
     ]
     return (

@@ -1,0 +1,37 @@
+"""Which functions carry out the scenarios whose stages are the seed's own steps."""
+
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+
+import pandas as pd
+
+from recovery_pipelines.drills import system_failure
+from recovery_pipelines.drills.data_recovery import measure
+from recovery_pipelines.drills.lifecycle import open_drill
+from recovery_pipelines.drills.record import DrillRecord, folder_of, read_record
+from recovery_pipelines.drills.run import DrillRun
+from recovery_pipelines.errors import RecoveryError
+from recovery_pipelines.plan import DrillSpec
+
+
+@dataclass(frozen=True)
+class SteppedScenario:
+    """A scenario: its steps in order, and the checks that it makes beside the plan's criteria."""
+
+    steps: Mapping[str, Callable[[DrillRun], pd.DataFrame]]
+    checks: tuple[str, ...]
+
+
+SCENARIOS = {
+    "complete_system_failure": SteppedScenario(system_failure.STEPS, system_failure.CHECKS),
+}
+
+
+def carry_out_steps(spec: DrillSpec, month: str, run_id: str) -> DrillRecord:
+    """All steps of one drill without Dagster; errors of a step end up in the record."""
+    with suppress(RecoveryError), open_drill(spec, month, run_id) as run:
+        for step in SCENARIOS[spec.scenario.name].steps.values():
+            step(run)
+        measure(run)
+    return read_record(folder_of(spec.plan.data_home, spec.name, month, run_id))

@@ -1,0 +1,195 @@
+"""The system under a drill: a machine with the target's services, and clients that write to it."""
+
+import statistics
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pandas as pd
+
+from recovery_pipelines.drills.run import DrillRun
+from recovery_pipelines.errors import ServiceError
+from recovery_pipelines.services import ledger
+from recovery_pipelines.services.host import Machine
+from recovery_pipelines.services.stack import Service, resolve
+
+_STORES = ("postgres", "redis")
+_LOOK_SECONDS = 0.02
+_NUMBERS_PER_ROUND = 10_000_000
+"""Each round of clients numbers its rows from a multiple of this."""
+HOST = "127.0.0.1"
+
+
+@dataclass
+class Client:
+    """One client: what it asks, and the log of what it was answered."""
+
+    service: Service
+    kind: str
+    """postgres, redis, or http."""
+    log: Path
+
+    @property
+    def name(self) -> str:
+        return f"client-{self.service.name}"
+
+    def answers(self) -> pd.DataFrame:
+        """One row per finished request: `number`, `began`, `ended` (monotonic seconds), `error`."""
+        return pd.DataFrame(ledger.read_log(self.log), columns=list(ledger.COLUMNS))
+
+    def acknowledged(self) -> dict[int, float]:
+        """When each acknowledged request was answered, by its number."""
+        answers = self.answers()
+        return {
+            int(number): float(ended)
+            for number, ended, error in zip(
+                answers["number"], answers["ended"], answers["error"], strict=True
+            )
+            if not error
+        }
+
+
+@dataclass
+class System:
+    """The services of a drill's target in a machine, and their clients."""
+
+    run: DrillRun
+    services: list[Service]
+    machine: Machine
+    logs: Path
+    clients: list[Client]
+    rounds: int = 0
+    cut: dict[str, object] = field(default_factory=dict)
+    """What the machine said when its power was cut; empty before."""
+    observed_from: dict[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def start(cls, run: DrillRun) -> "System":
+        """Switch a machine on and start all services on a new volume."""
+        services = resolve(run.spec.stack.services)
+        logs = run.sandbox.tree("logs").path
+        with run.working("machine switched on"):
+            machine = Machine(run.sandbox, "main", services, logs, new_volume=True)
+        clients = [
+            Client(service, kind, logs / f"{service.name}.answers")
+            for service in services
+            if (kind := _client_kind(service))
+        ]
+        system = cls(run, services, machine, logs, clients)
+        run.cleanup.callback(lambda: system.machine.off())
+        with run.working("services started") as working:
+            machine.ask("start")
+            working(", ".join(service.name for service in services), 1.0)
+        machine.ask("mark")
+        machine.ask("sync")
+        return system
+
+    def switch_on_again(self) -> None:
+        """A machine on the volume that the one before left behind."""
+        self.machine = Machine(self.run.sandbox, "main", self.services, self.logs)
+
+    # --- clients ------------------------------------------------------------------------
+
+    def start_clients(self) -> float:
+        """Start one client for each service that can have one; returns when (monotonic)."""
+        self.rounds += 1
+        first = self.rounds * _NUMBERS_PER_ROUND
+        for client in self.clients:
+            command = ["write", client.kind, HOST, str(client.service.port)]
+            options = ["--log", str(client.log), "--first", str(first)]
+            if client.service.health.kind == "http" and client.service.kind == "command":
+                options += ["--path", client.service.health.detail]
+            argv = [sys.executable, "-m", "recovery_pipelines.services.ledger", *command, *options]
+            self.machine.ask("spawn", name=client.name, argv=argv)
+        return time.monotonic()
+
+    def stop_clients(self) -> None:
+        for client in self.clients:
+            self.machine.ask("end", name=client.name)
+
+    def await_answers(self, count: int, since: float, timeout_seconds: float = 30.0) -> None:
+        """Wait until every client was answered `count` times since then.
+
+        Raises ServiceError if one was not in time.
+        """
+        deadline = time.monotonic() + timeout_seconds
+        for client in self.clients:
+            while sum(at >= since for at in client.acknowledged().values()) < count:
+                self.run.remaining_seconds()
+                if time.monotonic() > deadline:
+                    raise ServiceError(
+                        f"{client.name} did not get {count} answers in {timeout_seconds:.0f} s"
+                    )
+                time.sleep(_LOOK_SECONDS * 5)
+
+    def response_seconds(self, client: Client, since: float, until: float) -> list[float]:
+        """How long each acknowledged request of that time took."""
+        answers = client.answers()
+        within = answers[
+            (answers["began"] >= since) & (answers["ended"] <= until) & (answers["error"] == "")
+        ]
+        return [float(seconds) for seconds in within["ended"] - within["began"]]
+
+    # --- looking at the stores ----------------------------------------------------------
+
+    @property
+    def stores(self) -> list[Client]:
+        """The clients whose writes can be read back."""
+        return [client for client in self.clients if client.kind in _STORES]
+
+    def rows(self, client: Client) -> dict[int, str]:
+        """Every numbered row that the store holds. Raises ServiceError if it cannot be read."""
+        argv = [sys.executable, "-m", "recovery_pipelines.services.ledger", "read", client.kind]
+        done = self.machine.run([*argv, HOST, str(client.service.port)])
+        if done.returncode:
+            last = done.complaint.splitlines()
+            raise ServiceError(f"{client.service.name} cannot be read: {last[-3:]}")
+        lines = (line.split("\t") for line in done.stdout.decode().splitlines())
+        return {int(number): text for number, text in lines}
+
+    def events(self) -> pd.DataFrame:
+        """What the supervisor wrote down: `at` (monotonic), `service`, `event`, `detail`."""
+        path = self.logs / "events.jsonl"
+        return pd.read_json(path, lines=True, convert_dates=False, dtype={"detail": str})
+
+    def sql(self, service: Service, statement: str) -> str:
+        """Run a statement with psql; returns its output. ServiceError if it fails."""
+        from recovery_pipelines.services.stack import postgres_tool
+
+        where = ["-h", HOST, "-p", str(service.port), "-U", "postgres"]
+        options = ["-v", "ON_ERROR_STOP=1", "-qAt", "-c", statement]
+        done = self.machine.run([postgres_tool("psql"), *where, *options])
+        if done.returncode:
+            raise ServiceError(f"{service.name}: {done.complaint}")
+        return done.stdout.decode().strip()
+
+
+def system_of(run: DrillRun) -> System:
+    """The system that the drill's first step started."""
+    assert isinstance(run.state, System), "the first step starts the system"
+    return run.state
+
+
+def answer_table(system: System, since: float) -> Iterator[dict[str, object]]:
+    """What each client was answered since then: one row per client."""
+    for client in system.clients:
+        answers = client.answers()
+        answers = answers[answers["began"] >= since]
+        good = answers[answers["error"] == ""]
+        seconds = sorted(float(value) for value in good["ended"] - good["began"])
+        yield {
+            "client": client.name,
+            "kind": client.kind,
+            "answered": len(good),
+            "errors": len(answers) - len(good),
+            "median_seconds": statistics.median(seconds) if seconds else None,
+            "p95_seconds": seconds[int(0.95 * (len(seconds) - 1))] if seconds else None,
+        }
+
+
+def _client_kind(service: Service) -> str:
+    if service.kind in _STORES:
+        return service.kind
+    return "http" if service.health.kind == "http" else ""

@@ -1,0 +1,121 @@
+"""Service drills: a power cut that is one, losses that are counted, unsafe stacks that are found.
+
+The drills themselves run in the machine's namespaces; without those there is nothing to test.
+"""
+
+import os
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from recovery_pipelines.drills import service_checks
+from recovery_pipelines.drills.record import DrillRecord
+from recovery_pipelines.drills.scenarios import carry_out_steps
+from recovery_pipelines.drills.service_checks import degraded_clients
+from recovery_pipelines.errors import ServiceError
+from recovery_pipelines.services.host import can_loop, require_namespaces
+from recovery_pipelines.services.ledger import compare, payload
+from recovery_pipelines.services.power import LoopVolume
+from recovery_pipelines.verdict import CheckResult, Verdict
+from tests.plans import MONTH
+from tests.stack_effects import SERVICES, spec_of
+
+needs_root = pytest.mark.skipif(not can_loop(), reason="a power cut needs root and loop devices")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _namespaces() -> None:
+    try:
+        require_namespaces()
+    except ServiceError as error:
+        pytest.skip(str(error))
+
+
+def drill(folder: Path, **changes: Any) -> DrillRecord:
+    return carry_out_steps(spec_of(folder, **changes), MONTH, "run")
+
+
+def verdicts(record: DrillRecord) -> dict[str, Verdict]:
+    return {check.name: check.verdict for check in record.checks}
+
+
+def test_a_safe_stack_survives_a_power_cut_that_is_one(tmp_path: Path) -> None:
+    record = drill(tmp_path)
+    assert not record.errors, record.messages
+    found = verdicts(record)
+    unproven = {"power_was_cut", "checksums_match"}
+    if can_loop():
+        assert record.verdict is Verdict.PASS, record.reason
+    else:
+        assert record.verdict is Verdict.UNVERIFIED, record.reason
+        assert {name for name in found if found[name] is Verdict.UNVERIFIED} == unproven
+    assert record.metrics["lost_entries"] == 0
+    assert record.metrics["recovery_seconds"] > 0
+    assert record.metrics["acknowledged_writes"] > 100
+    assert not list((tmp_path / "data" / "sandboxes").iterdir())
+    backing = [path.read_text() for path in Path("/sys/block").glob("loop*/loop/backing_file")]
+    assert not [text for text in backing if str(tmp_path) in text]
+
+
+UNSAFE = {
+    "postgres without fsync": ("database", {"kind": "postgres", "settings": {"fsync": "off"}}),
+    "redis without a log": ("cache", {"kind": "redis", "settings": {"appendonly": "no"}}),
+}
+
+
+@needs_root
+@pytest.mark.parametrize("name", UNSAFE)
+def test_an_unsafe_stack_is_found_out(name: str, tmp_path: Path) -> None:
+    service, declared = UNSAFE[name]
+    record = drill(tmp_path, **{f"{SERVICES}__{service}": declared})
+    assert record.verdict is Verdict.FAIL, record.reason
+    assert verdicts(record)["power_was_cut"] is Verdict.PASS
+    assert verdicts(record)["checksums_match"] is Verdict.FAIL
+
+
+@needs_root
+def test_a_check_that_cannot_fail_makes_the_drill_invalid(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        service_checks,
+        "judge",
+        lambda name, seen, promise: CheckResult(name, Verdict.PASS, "all", "all"),
+    )
+    assert verdicts(drill(tmp_path))["self_test"] is Verdict.INVALID
+
+
+def test_power_is_cut_only_on_our_own_loop_device(tmp_path: Path) -> None:
+    with pytest.raises(ServiceError, match="refused"):
+        LoopVolume(tmp_path, tmp_path / "image", os.minor(tmp_path.stat().st_dev)).cut()
+
+
+def test_losses_are_counted() -> None:
+    acknowledged = {number: float(number) for number in range(10)}
+    rows = {number: payload(number) for number in range(10)}
+    whole = compare(acknowledged, rows, cut_at=9.5)
+    assert (whole.lost, whole.wrong, whole.holes, whole.lost_seconds) == (0, 0, 0, 0.0)
+    tail = compare(acknowledged, {n: rows[n] for n in range(7)}, cut_at=9.5)
+    assert (tail.lost, tail.holes, tail.lost_seconds) == (3, 0, 2.5)
+    hole = compare(acknowledged, {n: rows[n] for n in range(10) if n != 4}, cut_at=9.5)
+    assert (hole.lost, hole.holes) == (1, 1)
+    wrong = compare(acknowledged, rows | {5: "x"}, cut_at=9.5)
+    assert (wrong.lost, wrong.wrong) == (0, 1)
+    late = compare(acknowledged, {n: rows[n] for n in range(9)}, cut_at=8.5)
+    assert (late.acknowledged, late.lost) == (9, 0), "what came after the cut was not promised"
+
+
+def test_degradation_has_the_stated_error_rate_and_power() -> None:
+    rng = random.Random(7)
+
+    def sample(factor: float) -> dict[str, list[float]]:
+        return {
+            name: [factor * rng.lognormvariate(0, 0.6) for _ in range(70)] for name in ("a", "b")
+        }
+
+    false_alarms = sum(bool(degraded_clients(sample(1), sample(2))) for _ in range(400))
+    assert false_alarms <= 12, "1 % of 400, with the room of chance"
+    found = sum(degraded_clients(sample(1), sample(4)) == ["a", "b"] for _ in range(50))
+    assert found >= 48
