@@ -15,13 +15,17 @@ MONTH = "2026-11-01"
 def content(**changes: Any) -> dict[str, Any]:
     """The shipped plan on 1 MB of data; `a__b__0__c=value` sets a.b[0].c, None removes it.
 
-    The service stack is in it only if a change is about it.
+    The targets of other groups are in it only if a change is about them.
     """
     plan = yaml.safe_load(SHIPPED.read_text())
     plan["targets"]["test_dataset"]["dataset"]["size"] = "1MB"
-    services = plan["targets"].pop("test_services")
-    if any("test_services" in dotted or "system_failure" in dotted for dotted in changes):
-        plan["targets"]["test_services"] = services
+    for target, group in (
+        ("test_services", "system_failure"),
+        ("test_replication", "network_recovery"),
+    ):
+        kept = plan["targets"].pop(target)
+        if any(target in dotted or group in dotted for dotted in changes):
+            plan["targets"][target] = kept
     for dotted, value in changes.items():
         at: Any = plan
         *parents, last = dotted.split("__")

@@ -125,7 +125,9 @@ class DrillRun:
 
     @property
     def data_bytes(self) -> int | None:
-        """Size of the target's files at its newest backup; None before there is one."""
+        """Size of the target's files at its newest backup; None without one."""
+        if not isinstance(self.spec.target, Target):
+            return None
         newest = self.summaries.get(f"generation-{self.newest_generation}")
         return newest.bytes if newest else None
 

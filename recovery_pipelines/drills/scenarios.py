@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from recovery_pipelines.drills import system_failure
+from recovery_pipelines.drills import network_recovery, system_failure
 from recovery_pipelines.drills.data_recovery import measure
 from recovery_pipelines.drills.lifecycle import open_drill
 from recovery_pipelines.drills.record import DrillRecord, folder_of, read_record
@@ -25,6 +25,7 @@ class SteppedScenario:
 
 SCENARIOS = {
     "complete_system_failure": SteppedScenario(system_failure.STEPS, system_failure.CHECKS),
+    "network_isolation": SteppedScenario(network_recovery.STEPS, network_recovery.CHECKS),
 }
 
 

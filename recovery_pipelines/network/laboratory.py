@@ -230,7 +230,9 @@ class _Laboratory:
 
         def write() -> str:
             with psycopg.connect(address, autocommit=True) as connection:
-                connection.execute("insert into recovery_ledger values (%s, 1)", (source,))
+                connection.execute(
+                    "insert into recovery_ledger values (%s, 1)", (f"once from {source}",)
+                )
                 return nodes[connection.info.host]
 
         try:

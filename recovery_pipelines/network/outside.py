@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from pwd import getpwnam
 from types import TracebackType
@@ -63,7 +64,8 @@ class Laboratory:
         self._process.wait()
         for pipe in (self._process.stdin, self._process.stdout):
             if pipe:
-                pipe.close()
+                with suppress(BrokenPipeError):  # what it was told last, it did not read
+                    pipe.close()
 
     def _exchange(self, words: Mapping[str, Any], timeout_seconds: float) -> dict[str, Any]:
         assert self._process.stdin and self._process.stdout

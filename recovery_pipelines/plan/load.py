@@ -8,7 +8,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from recovery_pipelines.errors import PlanError
-from recovery_pipelines.plan.model import SERVICES_TAG, TREE_TAG, Plan, Target
+from recovery_pipelines.plan.model import REPLICATION_TAG, SERVICES_TAG, TREE_TAG, Plan, Target
 
 PLAN_VARIABLE = "RECOVERY_PLAN"
 
@@ -99,7 +99,7 @@ def _explain(error: ValidationError, name: str, lines: dict[KeyPath, int]) -> li
     explained = []
     for mistake in error.errors(include_url=False, include_input=False):
         location: KeyPath = tuple(
-            part for part in mistake["loc"] if part not in (TREE_TAG, SERVICES_TAG)
+            part for part in mistake["loc"] if part not in (TREE_TAG, SERVICES_TAG, REPLICATION_TAG)
         )
         known = location
         while known and known not in lines:

@@ -52,6 +52,12 @@ SCENARIO_STEPS: dict[str, tuple[str, ...]] = {
         "initiate_recovery",
         "validate_restoration",
     ),
+    "network_isolation": (
+        "simulate_network_failure",
+        "activate_failover",
+        "verify_connectivity",
+        "restore_primary_network",
+    ),
 }
 """The seed's steps of each supported scenario."""
 
@@ -63,6 +69,10 @@ Priority = Literal["critical", "high", "medium", "low"]
 SystemStateCriterion = Literal["all_services_running", "data_accessible"]
 ServiceDataCriterion = Literal["checksums_match", "no_corruption"]
 PerformanceCriterion = Literal["response_times_normal", "no_degradation"]
+ConnectivityCriterion = Literal["all_services_accessible", "no_packet_loss"]
+NetworkPerformanceCriterion = Literal["latency_within_limits", "bandwidth_normal"]
+ConsistencyCriterion = Literal["no_split_brain", "no_acknowledged_write_lost"]
+NetworkFailure = Literal["link_down", "drop", "one_sided_drop", "loss", "rate_limit"]
 Aspect = Literal[
     "content",
     "device",
@@ -124,6 +134,20 @@ class SystemCriteria(Criteria):
     performance: tuple[PerformanceCriterion, ...] = ("response_times_normal", "no_degradation")
 
 
+class NetworkCriteria(Criteria):
+    """The criteria of the network-recovery scenarios."""
+
+    connectivity: tuple[ConnectivityCriterion, ...] = ("all_services_accessible", "no_packet_loss")
+    performance: tuple[NetworkPerformanceCriterion, ...] = (
+        "latency_within_limits",
+        "bandwidth_normal",
+    )
+    consistency: tuple[ConsistencyCriterion, ...] = (
+        "no_split_brain",
+        "no_acknowledged_write_lost",
+    )
+
+
 class Scenario(_Strict):
     """One scenario: what is done, in the seed's steps, and what must hold afterwards."""
 
@@ -165,6 +189,11 @@ class DataScenario(Scenario):
 class SystemScenario(Scenario):
     name: Literal["complete_system_failure"]
     validation_criteria: SystemCriteria = SystemCriteria()
+
+
+class NetworkScenario(Scenario):
+    name: Literal["network_isolation"]
+    validation_criteria: NetworkCriteria = NetworkCriteria()
 
 
 Cron = Annotated[str, Field(pattern=r"^(\S+\s+){4}\S+$")]
@@ -216,9 +245,16 @@ class SystemFailure(ScenarioGroup):
     scenarios: tuple[SystemScenario, ...] = (SystemScenario(name="complete_system_failure"),)
 
 
+class NetworkRecovery(ScenarioGroup):
+    """What is done to replicated databases."""
+
+    scenarios: tuple[NetworkScenario, ...] = (NetworkScenario(name="network_isolation"),)
+
+
 class TestScenarios(_Strict):
     data_recovery: DataRecovery = DataRecovery()
     system_failure: SystemFailure = SystemFailure()
+    network_recovery: NetworkRecovery = NetworkRecovery()
 
 
 class PreparationNotifications(_Strict):
@@ -576,14 +612,46 @@ class ServicesTarget(_Strict):
         return self
 
 
+class ReplicationTarget(_Strict):
+    """A database on a primary and a standby, which takes over when the primary is cut off."""
+
+    replication: Literal["synchronous", "asynchronous"]
+    fencing: bool = True
+    """Stop the primary before the standby is promoted."""
+    failures: Annotated[tuple[NetworkFailure, ...], Field(min_length=1)] = ("drop",)
+    """What happens to the primary's network; one drill for each."""
+    failover_seconds: PositiveFloat = 10
+    """From the failure to a standby that takes writes."""
+    latency_seconds: PositiveFloat = 0.05
+    """Within this, 95 % of the echoes must come back after the restoration."""
+    may_lose_seconds: NonNegativeFloat = 0
+    """Asynchronous only: the longest acceptable stretch of acknowledged writes that are lost."""
+    objectives: Objectives = Objectives()
+
+    @property
+    def not_kept(self) -> tuple[str, ...]:
+        return ()
+
+    @model_validator(mode="after")
+    def _synchronous_loses_nothing(self) -> Self:
+        if self.replication == "synchronous" and self.may_lose_seconds:
+            raise ValueError("may_lose_seconds belongs to asynchronous replication")
+        return self
+
+    _no_repeats = field_validator("failures")(_unique)
+
+
 def _target_tag(value: object) -> str:
-    services = "services" in value if isinstance(value, dict) else isinstance(value, ServicesTarget)
-    return SERVICES_TAG if services else TREE_TAG
+    keys = value if isinstance(value, dict) else vars(value)
+    tags = {"services": SERVICES_TAG, "replication": REPLICATION_TAG}
+    return next((tag for key, tag in tags.items() if key in keys), TREE_TAG)
 
 
-TREE_TAG, SERVICES_TAG = "file-tree", "service-stack"
+TREE_TAG, SERVICES_TAG, REPLICATION_TAG = "file-tree", "service-stack", "replicated-database"
 AnyTarget = Annotated[
-    Annotated[Target, Tag(TREE_TAG)] | Annotated[ServicesTarget, Tag(SERVICES_TAG)],
+    Annotated[Target, Tag(TREE_TAG)]
+    | Annotated[ServicesTarget, Tag(SERVICES_TAG)]
+    | Annotated[ReplicationTarget, Tag(REPLICATION_TAG)],
     Discriminator(_target_tag),
 ]
 
@@ -619,9 +687,10 @@ class DrillSpec:
     scenario: Scenario
     automation: Automation
     target_name: str
-    target: Target | ServicesTarget
+    target: Target | ServicesTarget | ReplicationTarget
     engine: str
-    """The backup tool; for a service stack, the way in which it recovers."""
+    """The backup tool; for a service stack, the way in which it recovers; for a replicated
+    database, what happens to its network."""
     plan: "Plan"
 
     @property
@@ -634,6 +703,12 @@ class DrillSpec:
     def stack(self) -> ServicesTarget:
         """The target of a drill on services."""
         assert isinstance(self.target, ServicesTarget)
+        return self.target
+
+    @property
+    def pair(self) -> ReplicationTarget:
+        """The target of a drill on a replicated database."""
+        assert isinstance(self.target, ReplicationTarget)
         return self.target
 
     @property
@@ -735,17 +810,21 @@ class Plan(_Strict):
         ]
 
 
-def _engines(scenario: Scenario, target: Target | ServicesTarget) -> tuple[str, ...]:
+def _engines(
+    scenario: Scenario, target: Target | ServicesTarget | ReplicationTarget
+) -> tuple[str, ...]:
     """With what a scenario recovers a target; nothing if it is not for such targets."""
     if isinstance(target, Target):
         return target.engines if isinstance(scenario, DataScenario) else ()
+    if isinstance(target, ReplicationTarget):
+        return target.failures if isinstance(scenario, NetworkScenario) else ()
     return (SAME_VOLUME,) if scenario.name == "complete_system_failure" else ()
 
 
 SAME_VOLUME = "same_volume"
 
 
-_BUILT_IN = ("test_dataset", "test_services")
+_BUILT_IN = ("test_dataset", "test_services", "test_replication")
 
 
 def drill_name(scenario: str, target: str, engine: str) -> str:
