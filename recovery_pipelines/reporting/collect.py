@@ -109,8 +109,9 @@ def build_report(home: Path, plan: Plan, month: str) -> Report:
 
 
 def _recommendations(home: Path, plan: Plan, month: str) -> tuple[Recommendation, ...]:
-    """What was open at the end of the month, and what closed in it."""
-    table = recommendations(home, plan, until=month)
+    """What was open on the month's last day, and what closed in the month."""
+    last_day = pd.Period(month[:7], freq="M").end_time.date()
+    table = recommendations(home, plan, today=last_day, until=month)
     shown = table[(table["state"] == "open") | (table["closed"] == month)]
     fields = list(Recommendation.model_fields)
     return tuple(

@@ -102,8 +102,8 @@ def _draw(axes: Axes, trend: Trend) -> None:
         axes.axhline(limit, color=BAD.marker, linewidth=1, dashes=(2, 2))
         label = f"RTO {seconds(trend.rto_seconds)}"
         axes.annotate(
-            label, (1, limit), xycoords=("axes fraction", "data"), xytext=(0, -3),
-            textcoords="offset points", ha="right", va="top", color=BAD.marker,
+            label, (0, limit), xycoords=("axes fraction", "data"), xytext=(2, 2),
+            textcoords="offset points", ha="left", va="bottom", color=BAD.marker,
         )  # fmt: skip
         top = max(top, limit)
     axes.set_ylim(0, top * 1.1)
