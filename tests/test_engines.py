@@ -326,7 +326,8 @@ def test_what_directories_pass_on_to_new_entries_is_not_restored(
 @every
 def test_an_ordinary_user_backs_up_and_restores_his_own_tree(kind: Kind, open_path: Path) -> None:
     home = open_path
-    if kind is RsyncEngine and os.geteuid() == 0 and Path(sys.executable).is_relative_to("/root"):
+    closed = [at for at in Path(sys.executable).resolve().parents if not at.stat().st_mode & 0o001]
+    if kind is RsyncEngine and os.geteuid() == 0 and closed:
         pytest.skip("an ordinary user cannot run this interpreter, which captures the digest")
 
     def prepare() -> Engine:
