@@ -15,8 +15,8 @@ help:  ## Show the commands
 
 setup: .venv/installed  ## Build .venv
 
-drill: setup  ## Run the plan's drills and print the verdicts
-	$(BIN)/recovery drill
+drill: setup  ## Run both data-recovery drills on test data and print the verdicts
+	$(BIN)/recovery drill --target test_dataset
 
 ui: setup  ## Open Dagster on the same data
 	$(BIN)/recovery ui

@@ -62,8 +62,7 @@ def build_definitions(plan: Plan | Path | str | None = None) -> dg.Definitions:
         plan = load_plan(Path(plan) if plan else find_plan())
     specs = plan.drills()
     for spec in specs:
-        if isinstance(spec.target, Target):
-            require_known(spec)
+        require_known(spec)
     group_jobs, schedules = [], []
     for group, settings in plan.groups():
         in_group = [spec for spec in specs if spec.group == group]
