@@ -96,7 +96,7 @@ def test_users_merge_our_definitions_beside_their_own_assets_package(
     plan = "targets:\n  docs:\n    path: /srv/docs\n    engines: [tar]\n"
     (tmp_path / "recovery.yaml").write_text(plan)
     (tmp_path / "user_code.py").write_text(USER_CODE)
-    assert "merged 25" in run(python, "user_code.py", cwd=tmp_path)
+    assert "merged 27" in run(python, "user_code.py", cwd=tmp_path)
 
 
 def test_dagster_finds_the_code_location_from_the_repository_root() -> None:
