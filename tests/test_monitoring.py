@@ -17,7 +17,11 @@ from hypothesis import strategies as st
 
 from recovery_pipelines.errors import RecoveryError
 from recovery_pipelines.monitoring.alerts import Condition, changes, state_of
-from recovery_pipelines.monitoring.application import AccessLogSource, sketch_of_histogram
+from recovery_pipelines.monitoring.application import (
+    AccessLogSource,
+    ApplicationCollector,
+    sketch_of_histogram,
+)
 from recovery_pipelines.monitoring.history import newest_outcomes, read_day, ticks
 from recovery_pipelines.monitoring.rollup import (
     accept_clock,
@@ -36,7 +40,7 @@ from recovery_pipelines.monitoring.store import Tick, Writer, connect
 from recovery_pipelines.monitoring.supervise import ensure_running, running, want
 from recovery_pipelines.plan.monitoring import Retention
 from tests.dagster_dev import wait_for
-from tests.monitoring_effects import LOG_LINE, dependency_states, monitoring
+from tests.monitoring_effects import LOG_LINE, dependency_states, monitoring, values
 
 DAY = date(2026, 6, 19)
 BEGIN = datetime(2026, 6, 19, tzinfo=UTC).timestamp()
@@ -115,6 +119,20 @@ def test_an_access_log_is_followed_over_its_rotation(tmp_path: Path) -> None:
     assert source.since_last_look().requests == 1, "copied and truncated"
     log.write_text("this is no access log\n" * 100)
     assert source.since_last_look().requests is None
+
+
+def test_an_error_that_is_over_is_zero_and_not_its_last_value(tmp_path: Path) -> None:
+    log = tmp_path / "access.log"
+    log.write_text("")
+    services = {"app": {"service_port": 1, "access_log": str(log)}}
+    found = monitoring(tmp_path, services=services)
+    collector = ApplicationCollector(found.services, found.metrics_collection.application_metrics)
+    rates = []
+    for status in ("500", "200"):
+        with log.open("a") as file:
+            file.write(LOG_LINE.replace(" 200 ", f" {status} "))
+        rates.append(values(collector)["error_rates.by_type", "app 500"])
+    assert rates == [1.0, 0.0]
 
 
 # --- store and rollup ---------------------------------------------------------------------

@@ -70,13 +70,16 @@ class ApplicationCollector:
     def __init__(self, services: Mapping[str, Service], settings: ApplicationMetrics) -> None:
         self._settings = settings
         self._sources = {name: traffic_source(service) for name, service in services.items()}
+        self._errors_seen: dict[str, set[str]] = {name: set() for name in services}
         self.collect()
 
     def collect(self) -> tuple[list[Sample], list[Outcome]]:
         return [
             sample
             for name, source in self._sources.items()
-            for sample in _samples(name, source.since_last_look(), self._settings)
+            for sample in _samples(
+                name, source.since_last_look(), self._settings, self._errors_seen[name]
+            )
         ], []
 
 
@@ -87,7 +90,9 @@ def traffic_source(service: Service) -> TrafficSource:
     return AccessLogSource(service.access_log) if service.access_log else ProbeSource(service)
 
 
-def _samples(name: str, traffic: Traffic, settings: ApplicationMetrics) -> Iterator[Sample]:
+def _samples(
+    name: str, traffic: Traffic, settings: ApplicationMetrics, errors_seen: set[str]
+) -> Iterator[Sample]:
     sketch = traffic.response_seconds
     if settings.response_times and sketch:
         yield Sample("response_times", name, traffic.mean_response_seconds, sketch)
@@ -101,8 +106,12 @@ def _samples(name: str, traffic: Traffic, settings: ApplicationMetrics) -> Itera
     if "total" in settings.error_rates:
         yield Sample("error_rates.total", name, traffic.error_rate)
     if "by_type" in settings.error_rates and traffic.requests:
-        for status, count in sorted((traffic.errors_by_status or {}).items()):
-            yield Sample("error_rates.by_type", f"{name} {status}", count / traffic.requests)
+        errors = traffic.errors_by_status or {}
+        errors_seen.update(errors)
+        # A kind of error that was seen once is zero from then on, not missing.
+        for status in sorted(errors_seen) if traffic.errors_by_status is not None else ():
+            rate = errors.get(status, 0.0) / traffic.requests
+            yield Sample("error_rates.by_type", f"{name} {status}", rate)
     if "requests_per_second" in settings.throughput:
         yield Sample("throughput.requests_per_second", name, traffic.requests_per_second)
     if "data_transfer" in settings.throughput:

@@ -97,8 +97,10 @@ def section_table(
     found = found[found["section"] == section].sort_values("at")
     by_series = found.groupby(["metric", "entity"], sort=True)["value"]
     shown = by_series.agg(["count", "size", "mean", "min", "max"]).reset_index()
-    last = found.groupby(["metric", "entity"], sort=True).tail(1)
-    last = last.sort_values(["metric", "entity"])
+    # Only what the last look found: a series that it left out has no newest value.
+    last = shown[["metric", "entity"]].merge(
+        found.loc[found["tick"] == found["tick"].max(), ["metric", "entity", "value"]], how="left"
+    )
     table = pd.DataFrame(
         {
             "metric": shown["metric"],
