@@ -32,6 +32,7 @@ from tests.plans import make_plan
 DRILL = "corruption_recovery_tar"
 OTHER = "incremental_recovery_tar"
 TABLES = ("baseline_comparison", "trend_analysis", "anomaly_detection")
+REPORTS = ("detailed_report", "executive_summary")
 
 
 def label(position: int) -> str:
@@ -630,5 +631,5 @@ def test_a_drill_that_ended_refreshes_the_analysis_passed_or_not(
         )
         assert done.success is (verdict == "PASS")
         assert months_of(tmp_path / "data").set_index("drill").loc[drill, "verdict"] == verdict
-        assert requested() == {"drill_history", *TABLES, "recommendations"}
+        assert requested() == {"drill_history", *TABLES, "recommendations", *REPORTS}
         assert requested() == set(), "once for each drill"
