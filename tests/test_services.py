@@ -3,8 +3,12 @@
 The drills themselves run in the machine's namespaces; without those there is nothing to test.
 """
 
+import json
 import os
 import random
+import signal
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +19,11 @@ from recovery_pipelines.drills.record import DrillRecord
 from recovery_pipelines.drills.scenarios import carry_out_steps
 from recovery_pipelines.drills.service_checks import degraded_clients
 from recovery_pipelines.errors import ServiceError
-from recovery_pipelines.services.host import can_loop, require_namespaces
+from recovery_pipelines.sandbox import Sandbox
+from recovery_pipelines.services.host import Machine, can_loop, require_namespaces
 from recovery_pipelines.services.ledger import compare, payload
 from recovery_pipelines.services.power import LoopVolume
+from recovery_pipelines.services.stack import resolve
 from recovery_pipelines.verdict import CheckResult, Verdict
 from tests.plans import MONTH
 from tests.stack_effects import SERVICES, spec_of
@@ -119,3 +125,62 @@ def test_degradation_has_the_stated_error_rate_and_power() -> None:
     assert false_alarms <= 12, "1 % of 400, with the room of chance"
     found = sum(degraded_clients(sample(1), sample(4)) == ["a", "b"] for _ in range(50))
     assert found >= 48
+
+
+# --- the supervisor -------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
+    home = tmp_path_factory.mktemp("supervisor")
+    services = resolve(spec_of(home).stack.services)
+    with (
+        Sandbox.create(home, "supervisor") as sandbox,
+        Machine(sandbox, "main", services, home / "logs", new_volume=True) as machine,
+    ):
+        machine.ask("start")
+        yield machine
+
+
+@pytest.mark.parametrize("name", ["database", "cache", "application"])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_service_that_dies_or_hangs_is_started_again(
+    machine: Machine, name: str, number: int
+) -> None:
+    at = machine.ask("signal", name=name, number=number)["at"]
+    assert await_event(machine, name, "healthy", at) > await_event(machine, name, "failed", at)
+    assert machine.ask("status")["services"][name]["healthy"]
+
+
+def test_a_full_disk_is_noticed_and_the_reserve_freed(machine: Machine) -> None:
+    if not can_loop():
+        pytest.skip("without a volume of its own, the disk is the machine's")
+    restarts = {name: unit["restarts"] for name, unit in status(machine).items()}
+    at = machine.ask("fill")["at"]
+    await_event(machine, "volume", "remedied", at)
+    assert machine.ask("empty")["free_bytes"] > 0
+    await_event(machine, "volume", "healthy", at)
+    assert restarts["application"] == status(machine)["application"]["restarts"]
+
+
+def test_a_service_without_descriptors_is_started_again(machine: Machine) -> None:
+    at = machine.ask("limit", name="application", resource="nofile", value=3)["at"]
+    assert await_event(machine, "application", "healthy", at) > at
+
+
+def status(machine: Machine) -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = machine.ask("status")["services"]
+    return found
+
+
+def await_event(machine: Machine, name: str, what: str, since: float) -> float:
+    """When it happened, on the monotonic clock."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        lines = (machine.logs / "events.jsonl").read_text().splitlines()
+        events = [json.loads(line) for line in lines]
+        times = [e["at"] for e in events if (e["service"], e["event"]) == (name, what)]
+        if times and times[-1] > since:
+            return float(times[-1])
+        time.sleep(0.05)
+    raise AssertionError(f"{name}: no event {what!r} within 60 s")

@@ -1,11 +1,10 @@
-"""The text formats of Prometheus and OpenMetrics, read and written.
+"""The text formats of Prometheus and OpenMetrics, as they are read.
 
 https://github.com/prometheus/docs/blob/main/content/docs/instrumenting/exposition_formats.md
 """
 
-import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 _LINE = re.compile(
@@ -40,32 +39,3 @@ def read_exposition(text: str) -> Iterator[Point]:
             for name, text in _LABEL.findall(match[2] or "")
         }
         yield Point(match[1], labels, value)
-
-
-def write_exposition(points: Iterable[Point], units: Mapping[str, str]) -> str:
-    """OpenMetrics text of gauges; points of one name must stand together.
-
-    `units` gives each name's unit, which OpenMetrics wants at the end of the name.
-    """
-    lines, before = [], None
-    for point in points:
-        if point.name != before:
-            lines.append(f"# TYPE {point.name} gauge")
-            if point.name in units:
-                lines.append(f"# UNIT {point.name} {units[point.name]}")
-            before = point.name
-        labels = ",".join(f'{name}="{_escaped(value)}"' for name, value in point.labels.items())
-        lines.append(f"{point.name}{{{labels}}} {_number(point.value)}")
-    return "\n".join([*lines, "# EOF", ""])
-
-
-def _escaped(value: str) -> str:
-    return value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
-
-
-def _number(value: float) -> str:
-    if math.isnan(value):
-        return "NaN"
-    if math.isinf(value):
-        return "+Inf" if value > 0 else "-Inf"
-    return repr(value)
