@@ -181,6 +181,7 @@ def _leave(
             "engine": spec.engine,
             "engine_version": month.engine_version,
             "processors": 2,
+            "capabilities": {},
             "load_1m": 0.5,
             "memory_available_bytes": 4_000_000_000,
             "disk_free_bytes": month.disk_free_bytes,
