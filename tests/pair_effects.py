@@ -1,27 +1,24 @@
 """The effect of each key of the plan that is about replicated databases; see test_plan."""
 
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+from recovery_pipelines import namespaces
 from recovery_pipelines.build import build_definitions
-from recovery_pipelines.drills.failure import tell_failure
 from recovery_pipelines.drills.network_checks import Observed, failed_over_in_time, judge
 from recovery_pipelines.drills.network_recovery import promise_of
 from recovery_pipelines.drills.scenarios import carry_out_steps
-from recovery_pipelines.network import outside
 from recovery_pipelines.plan import DrillSpec
 from recovery_pipelines.verdict import Verdict
 from tests.plans import MONTH, make_plan, make_spec
+from tests.scenario_effects import Effect, effect_criteria, effect_notification, effect_schedule
 
 GROUP = "test_framework__test_scenarios__network_recovery"
 PAIR = "targets__test_replication"
 LATE = [{"path": "x", "latency_seconds": 0.2}]
 LOST = [{"writer": "x", "number": n, "node": "primary", "at": float(n)} for n in (1, 2)]
-
-Effect = Callable[..., None]
 
 
 def spec_of(folder: Path, **changes: Any) -> DrillSpec:
@@ -89,21 +86,6 @@ def effect_fencing(tmp_path: Path, *_: object) -> None:
     assert asked == [True, False]
 
 
-def effect_criteria(group: str, kept: str, left_out: str) -> Effect:
-    def effect(tmp_path: Path, *_: object) -> None:
-        def names(**changes: Any) -> set[str]:
-            spec = spec_of(tmp_path, **changes)
-            graph = build_definitions(spec.plan).resolve_asset_graph()
-            return {k.name for k in graph.asset_check_keys if k.asset_key.path[0] == spec.name}
-
-        key = f"{GROUP}__scenarios__0__validation_criteria__{group}"
-        assert left_out in names()
-        assert kept in names(**{key: [kept]})
-        assert left_out not in names(**{key: [kept]})
-
-    return effect
-
-
 def effect_name(tmp_path: Path, *_: object) -> None:
     plan = make_plan(tmp_path, **{f"{GROUP}__scenarios": []})
     assert not [spec for spec in plan.drills() if spec.scenario.name == "network_isolation"]
@@ -118,7 +100,7 @@ def effect_description(tmp_path: Path, *_: object) -> None:
 def effect_steps_and_reporting(tmp_path: Path, *_: object) -> None:
     changes = {f"{GROUP}__scenarios__0__steps": ["simulate_network_failure"]}
     quiet = changes | {f"{GROUP}__automation__reporting": []}
-    with patch.object(outside, "_NAMESPACES", ("--no-such-namespace",)):
+    with patch.object(namespaces, "_NAMESPACES", ("--no-such-namespace",)):
         record = carry_out_steps(spec_of(tmp_path, **changes), MONTH, "first")
         second = carry_out_steps(spec_of(tmp_path, **quiet), MONTH, "second")
     assert record.verdict is Verdict.UNVERIFIED, record.reason
@@ -127,20 +109,8 @@ def effect_steps_and_reporting(tmp_path: Path, *_: object) -> None:
     assert both - none == {"journal.jsonl", "metrics.parquet"}
 
 
-def effect_schedule(tmp_path: Path, *_: object) -> None:
-    for value, cron in (("monthly", "0 3 1 * *"), ("30 4 2 * *", "30 4 2 * *"), ("manual", None)):
-        plan = make_plan(tmp_path, **{f"{GROUP}__automation__schedule": value})
-        schedules = {s.name: s.cron_schedule for s in build_definitions(plan).schedules or []}
-        assert schedules.get("network_recovery_schedule") == cron
-
-
-def effect_notification(tmp_path: Path, *_: object) -> None:
-    spec = spec_of(tmp_path, **{f"{GROUP}__automation__notification": ["stakeholders"]})
-    tell_failure(spec, MONTH, "run", "because", [])
-    assert "stakeholders" in (tmp_path / "data" / "notifications.jsonl").read_text()
-
-
-_SCENARIO = "test_framework.test_scenarios.network_recovery"
+_GROUP = "network_recovery"
+_SCENARIO = f"test_framework.test_scenarios.{_GROUP}"
 _CRITERIA = f"{_SCENARIO}.scenarios.validation_criteria"
 
 PAIR_EFFECTS: dict[str, Effect] = {
@@ -153,16 +123,16 @@ PAIR_EFFECTS: dict[str, Effect] = {
     f"{_SCENARIO}.scenarios.name": effect_name,
     f"{_SCENARIO}.scenarios.description": effect_description,
     f"{_SCENARIO}.scenarios.steps": effect_steps_and_reporting,
-    f"{_SCENARIO}.automation.schedule": effect_schedule,
-    f"{_SCENARIO}.automation.notification": effect_notification,
+    f"{_SCENARIO}.automation.schedule": effect_schedule(_GROUP),
+    f"{_SCENARIO}.automation.notification": effect_notification(spec_of, _GROUP),
     f"{_SCENARIO}.automation.reporting": effect_steps_and_reporting,
     f"{_CRITERIA}.connectivity": effect_criteria(
-        "connectivity", "no_packet_loss", "all_services_accessible"
+        spec_of, _GROUP, "connectivity", "no_packet_loss", "all_services_accessible"
     ),
     f"{_CRITERIA}.performance": effect_criteria(
-        "performance", "bandwidth_normal", "latency_within_limits"
+        spec_of, _GROUP, "performance", "bandwidth_normal", "latency_within_limits"
     ),
     f"{_CRITERIA}.consistency": effect_criteria(
-        "consistency", "no_split_brain", "no_acknowledged_write_lost"
+        spec_of, _GROUP, "consistency", "no_split_brain", "no_acknowledged_write_lost"
     ),
 }

@@ -2,7 +2,6 @@
 
 import asyncio
 import threading
-from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,6 @@ from typing import Any
 import pytest
 
 from recovery_pipelines.build import build_definitions
-from recovery_pipelines.drills.failure import tell_failure
 from recovery_pipelines.drills.scenarios import carry_out_steps
 from recovery_pipelines.drills.service_checks import FEWEST_ANSWERS, Observed, judge
 from recovery_pipelines.drills.system_failure import promise_of
@@ -20,12 +18,11 @@ from recovery_pipelines.services.probes import probe
 from recovery_pipelines.services.stack import Service, rank, resolve
 from recovery_pipelines.verdict import Verdict
 from tests.plans import MONTH, make_plan, make_spec
+from tests.scenario_effects import Effect, effect_criteria, effect_notification, effect_schedule
 
 GROUP = "test_framework__test_scenarios__system_failure"
 SERVICES = "targets__test_services__services"
 OWN = {"command": ["my-server", "{port}", "{data}"], "port": 9999, "health": {"tcp": True}}
-
-Effect = Callable[..., None]
 
 
 def spec_of(folder: Path, scenario: str = "complete_system_failure", **changes: Any) -> DrillSpec:
@@ -137,21 +134,6 @@ def effect_response_seconds(tmp_path: Path, *_: object) -> None:
     assert verdicts == [Verdict.FAIL, Verdict.PASS]
 
 
-def effect_criteria(group: str, kept: str, left_out: str) -> Effect:
-    def effect(tmp_path: Path, *_: object) -> None:
-        def names(**changes: Any) -> set[str]:
-            spec = spec_of(tmp_path, **changes)
-            graph = build_definitions(spec.plan).resolve_asset_graph()
-            return {k.name for k in graph.asset_check_keys if k.asset_key.path[0] == spec.name}
-
-        key = f"{GROUP}__scenarios__0__validation_criteria__{group}"
-        assert left_out in names()
-        assert kept in names(**{key: [kept]})
-        assert left_out not in names(**{key: [kept]})
-
-    return effect
-
-
 def effect_name(tmp_path: Path, *_: object) -> None:
     plan = make_plan(tmp_path, **{f"{GROUP}__scenarios": [{"name": "complete_system_failure"}]})
     names = [spec.name for spec in plan.drills() if spec.group == "system_failure"]
@@ -175,20 +157,8 @@ def effect_steps_and_reporting(tmp_path: Path, *_: object) -> None:
     assert both - none == {"journal.jsonl", "metrics.parquet"}
 
 
-def effect_schedule(tmp_path: Path, *_: object) -> None:
-    for value, cron in (("monthly", "0 3 1 * *"), ("30 4 2 * *", "30 4 2 * *"), ("manual", None)):
-        plan = make_plan(tmp_path, **{f"{GROUP}__automation__schedule": value})
-        schedules = {s.name: s.cron_schedule for s in build_definitions(plan).schedules or []}
-        assert schedules.get("system_failure_schedule") == cron
-
-
-def effect_notification(tmp_path: Path, *_: object) -> None:
-    spec = spec_of(tmp_path, **{f"{GROUP}__automation__notification": ["stakeholders"]})
-    tell_failure(spec, MONTH, "run", "because", [])
-    assert "stakeholders" in (tmp_path / "data" / "notifications.jsonl").read_text()
-
-
-_SCENARIO = "test_framework.test_scenarios.system_failure"
+_GROUP = "system_failure"
+_SCENARIO = f"test_framework.test_scenarios.{_GROUP}"
 _CRITERIA = f"{_SCENARIO}.scenarios.validation_criteria"
 
 STACK_EFFECTS: dict[str, Effect] = {
@@ -206,16 +176,16 @@ STACK_EFFECTS: dict[str, Effect] = {
     f"{_SCENARIO}.scenarios.name": effect_name,
     f"{_SCENARIO}.scenarios.description": effect_description,
     f"{_SCENARIO}.scenarios.steps": effect_steps_and_reporting,
-    f"{_SCENARIO}.automation.schedule": effect_schedule,
-    f"{_SCENARIO}.automation.notification": effect_notification,
+    f"{_SCENARIO}.automation.schedule": effect_schedule(_GROUP),
+    f"{_SCENARIO}.automation.notification": effect_notification(spec_of, _GROUP),
     f"{_SCENARIO}.automation.reporting": effect_steps_and_reporting,
     f"{_CRITERIA}.system_state": effect_criteria(
-        "system_state", "data_accessible", "all_services_running"
+        spec_of, _GROUP, "system_state", "data_accessible", "all_services_running"
     ),
     f"{_CRITERIA}.data_integrity": effect_criteria(
-        "data_integrity", "checksums_match", "no_corruption"
+        spec_of, _GROUP, "data_integrity", "checksums_match", "no_corruption"
     ),
     f"{_CRITERIA}.performance": effect_criteria(
-        "performance", "no_degradation", "response_times_normal"
+        spec_of, _GROUP, "performance", "no_degradation", "response_times_normal"
     ),
 }

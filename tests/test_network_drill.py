@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from recovery_pipelines import namespaces
 from recovery_pipelines.drills.network_checks import (
     Observed,
     Promise,
@@ -18,7 +19,6 @@ from recovery_pipelines.drills.network_checks import (
 )
 from recovery_pipelines.drills.record import DrillRecord
 from recovery_pipelines.drills.scenarios import carry_out_steps
-from recovery_pipelines.network import outside
 from recovery_pipelines.verdict import Verdict
 from tests.plans import MONTH, make_spec
 
@@ -182,7 +182,7 @@ def test_an_asynchronous_pair_without_fencing_is_found_out(tmp_path: Path) -> No
 def test_a_machine_that_cannot_do_it_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(outside, "_NAMESPACES", ("--no-such-namespace",))
+    monkeypatch.setattr(namespaces, "_NAMESPACES", ("--no-such-namespace",))
     record = drill(tmp_path, failures=["drop"])
     assert record.verdict is Verdict.UNVERIFIED, record.reason
     assert set(verdicts(record).values()) == {Verdict.UNVERIFIED}

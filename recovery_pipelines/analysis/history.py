@@ -1,7 +1,6 @@
 """The drills that a data home has seen: every attempt, and the one that counts for each month."""
 
 import logging
-import os
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import pandas as pd
 from recovery_pipelines.drills.record import read_record
 from recovery_pipelines.errors import EvidenceError, RecoveryError
 from recovery_pipelines.evidence.signoff import standings
+from recovery_pipelines.files import replacing
 from recovery_pipelines.sandbox import is_alive
 from recovery_pipelines.verdict import Verdict
 
@@ -91,9 +91,8 @@ def keep_table(home: Path, name: str, table: pd.DataFrame) -> Path:
     """Keep a table of the analysis as `home`/analysis/`name`.parquet, whole or not at all."""
     path = _table_path(home, name)
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    table.to_parquet(unfinished, index=False)
-    unfinished.replace(path)
+    with replacing(path, many_writers=True) as unfinished:
+        table.to_parquet(unfinished, index=False)
     return path
 
 

@@ -65,7 +65,7 @@ def recommendations(
     shown = plan.test_framework.reporting.documentation.recommendations
     assigned = read_assignments(home)
     rows = [
-        row | {"evidence": _encodable(row["evidence"])} | _assigned(assigned.get(row["id"]))
+        row | _assigned(assigned.get(row["id"]))
         for row in found
         if row["category"] in shown.categories and row["priority"] in shown.prioritization
     ]
@@ -78,11 +78,6 @@ def recommendations(
         )
     )
     return pd.DataFrame(rows, columns=list(COLUMNS))
-
-
-def _encodable(text: str) -> str:
-    """Names of files need not be UTF-8; a table's text must be."""
-    return text.encode(errors="backslashreplace").decode()
 
 
 def recommended_drills(plan: Plan) -> list[DrillSpec]:

@@ -111,7 +111,7 @@ class Evidence:
         return f"{proven} of {total} months proven: at least {success_bound(proven, total):.0%}"
 
     def cite(self, attempt: Any) -> str:
-        return f"{self.drill} {attempt['month'][:7]}, run {attempt['run_id']}"
+        return _citation(self.drill, attempt["month"], attempt["run_id"])
 
     def checks(self, verdict: Verdict) -> Iterator[tuple[DrillRecord, CheckResult]]:
         """The newest month's checks with that verdict, each once."""
@@ -124,7 +124,11 @@ class Evidence:
 
 
 def _cite(record: DrillRecord) -> str:
-    return f"{record.drill} {record.month[:7]}, run {record.run_id}"
+    return _citation(record.drill, record.month, record.run_id)
+
+
+def _citation(drill: str, month: str, run_id: str) -> str:
+    return f"{drill} {month[:7]}, run {run_id}"
 
 
 def _age(now: str, month: str) -> int:

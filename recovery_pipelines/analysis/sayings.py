@@ -1,12 +1,12 @@
 """Files of JSON lines, only ever appended to, that keep what people said."""
 
 import json
-import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
 from recovery_pipelines.errors import RecoveryError
+from recovery_pipelines.files import append_line
 
 Saying = TypeVar("Saying")
 
@@ -29,7 +29,4 @@ def read_sayings(path: Path, kind: type[Saying], name: str) -> list[Saying]:
 def keep_saying(path: Path, said: Any) -> None:
     """Append a dataclass as one line; on disk when this returns."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(asdict(said)) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
+    append_line(path, json.dumps(asdict(said)).encode() + b"\n")

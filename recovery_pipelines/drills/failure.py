@@ -15,6 +15,7 @@ from typing import Any
 
 from recovery_pipelines.drills.record import DrillRecord, folder_of, read_record
 from recovery_pipelines.errors import RecoveryError
+from recovery_pipelines.files import replacing
 from recovery_pipelines.notifications import post, receipts, send_pending
 from recovery_pipelines.plan import DrillSpec
 from recovery_pipelines.sandbox import exclusive
@@ -164,6 +165,5 @@ def _remembered(home: Path) -> Iterator[dict[str, Any]]:
         before = json.dumps(failures)
         yield failures
         if json.dumps(failures) != before:
-            unfinished = path.with_name(f".{_FILE_NAME}")
-            unfinished.write_text(json.dumps(failures, indent=2), encoding="utf-8")
-            unfinished.replace(path)
+            with replacing(path) as unfinished:
+                unfinished.write_text(json.dumps(failures, indent=2), encoding="utf-8")

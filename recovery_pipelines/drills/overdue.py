@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from recovery_pipelines.files import replacing
 from recovery_pipelines.notifications import notify
 from recovery_pipelines.plan import DrillSpec
 from recovery_pipelines.sandbox import exclusive, is_alive
@@ -60,9 +61,8 @@ def tell_overdue(specs: Sequence[DrillSpec], first_start: FirstStart, now: datet
                 },
             )
             told_now += [f"{name} {month}" for name in names]
-        unfinished = path.with_name(f".{_FILE_NAME}")
-        unfinished.write_text(json.dumps(known, indent=2), encoding="utf-8")
-        unfinished.replace(path)
+        with replacing(path) as unfinished:
+            unfinished.write_text(json.dumps(known, indent=2), encoding="utf-8")
     return told_now
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from recovery_pipelines.errors import RecoveryError
+from recovery_pipelines.files import replacing
 from recovery_pipelines.verdict import CheckResult, Verdict
 
 FILE_NAME = "record.json"
@@ -84,9 +85,8 @@ def forget_record(folder: Path) -> None:
 def write_record(folder: Path, content: dict[str, object]) -> None:
     """Write the record whole or not at all."""
     text = json.dumps(content, indent=2, default=str) + "\n"
-    unfinished = folder / f".{FILE_NAME}"
-    unfinished.write_text(text, encoding="utf-8")
-    unfinished.replace(folder / FILE_NAME)
+    with replacing(folder / FILE_NAME) as unfinished:
+        unfinished.write_text(text, encoding="utf-8")
 
 
 def read_record(folder: Path) -> DrillRecord:

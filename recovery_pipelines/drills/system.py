@@ -13,7 +13,7 @@ from recovery_pipelines.drills.run import DrillRun
 from recovery_pipelines.errors import ServiceError
 from recovery_pipelines.services import ledger
 from recovery_pipelines.services.host import Machine
-from recovery_pipelines.services.stack import Service, resolve
+from recovery_pipelines.services.stack import Service, postgres_tool, resolve
 
 _STORES = ("postgres", "redis")
 _LOOK_SECONDS = 0.02
@@ -78,7 +78,7 @@ class System:
             if (kind := _client_kind(service))
         ]
         system = cls(run, services, machine, logs, clients)
-        run.cleanup.callback(lambda: system.machine.off())
+        run.cleanup.callback(lambda: system.machine.end())
         with run.working("services started") as working:
             machine.ask("start")
             working(", ".join(service.name for service in services), 1.0)
@@ -156,8 +156,6 @@ class System:
 
     def sql(self, service: Service, statement: str) -> str:
         """Run a statement with psql; returns its output. ServiceError if it fails."""
-        from recovery_pipelines.services.stack import postgres_tool
-
         where = ["-h", HOST, "-p", str(service.port), "-U", "postgres"]
         options = ["-v", "ON_ERROR_STOP=1", "-qAt", "-c", statement]
         done = self.machine.run([postgres_tool("psql"), *where, *options])

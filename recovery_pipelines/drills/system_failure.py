@@ -1,6 +1,7 @@
 """The scenario `complete_system_failure`: everything goes down at once, and must come back."""
 
 import time
+from dataclasses import replace
 
 import pandas as pd
 
@@ -64,7 +65,7 @@ def power_off_simulation(run: DrillRun) -> pd.DataFrame:
             with run.working("clients answered"):
                 system.await_answers(_ANSWERS, since)
             system.cut = system.machine.ask("cut")
-            system.machine.off()
+            system.machine.end()
             run.damaged_at = float(str(system.cut["before"]))
             how = "power cut" if system.cut["power_cut"] else "killed: not a power cut"
             run.journal(event=how)
@@ -180,7 +181,7 @@ def measure_responses(
             for client in system.clients
         }
         errors = int(table["errors"].sum()) if len(table) else 0
-        seen = _with_times(seen, before, after, errors)
+        seen = replace(seen, before=before, after=after, errors_after=errors)
         if all(map(len, after.values())) and not degraded_clients(before, after):
             break
     return seen, table
@@ -200,14 +201,6 @@ def conclude(
     if all(why == "" for why in seen.not_running.values()):
         run.canaries, verdict = self_test(system, names, seen, promise, acknowledged, at)
         run.checks.append(verdict)
-
-
-def _with_times(
-    seen: Observed, before: dict[str, list[float]], after: dict[str, list[float]], errors: int
-) -> Observed:
-    return Observed(
-        seen.not_running, seen.unreadable, seen.rows, seen.corruption, before, after, errors
-    )
 
 
 def _power_was_cut(system: System, sentinels: dict[str, object]) -> CheckResult:

@@ -25,6 +25,7 @@ from recovery_pipelines.engines.base import (
     require_recorded,
 )
 from recovery_pipelines.errors import EngineError
+from recovery_pipelines.files import sync
 
 _SUFFIX = ".tar.zst"
 _COMPRESS = "--use-compress-program=zstd -T0 --check --quiet"
@@ -89,9 +90,9 @@ class TarEngine(ToolEngine):
                     digest=_digest(partial),
                     added_bytes=partial.stat().st_size,
                 )
-                _fsync(partial)
+                sync(partial)
                 partial.rename(self._archive(snapshot_id))
-                _fsync(self.repository)
+                sync(self.repository)
         except BaseException:
             partial.unlink(missing_ok=True)
             shutil.rmtree(state, ignore_errors=True)
@@ -306,11 +307,3 @@ def _digest(archive: Path) -> str:
         while block := content.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from recovery_pipelines.evidence.chain import CHAIN_NAME, FOLDER_NAME, Chain, En
 from recovery_pipelines.evidence.keys import PUBLIC_NAME
 from recovery_pipelines.evidence.mapping import table
 from recovery_pipelines.evidence.signoff import standings_of
+from recovery_pipelines.files import replacing
 from recovery_pipelines.verdict import Verdict
 
 _TIME = (1980, 1, 1, 0, 0, 0)
@@ -57,25 +57,23 @@ def write_bundle(
     """
     public = (home / FOLDER_NAME / PUBLIC_NAME).read_bytes()
     removed = chain.removed
-    unfinished = output.with_name(f".{output.name}.{os.getpid()}")
-    try:
-        with zipfile.ZipFile(unfinished, "x", zipfile.ZIP_DEFLATED) as archive:
-            _add(archive, _INDEX_NAME, _index(chain, drills, months).encode())
-            results = oscal.assessment_results(chain, drills, months)
-            _add(archive, oscal.NAME, (json.dumps(results, indent=1) + "\n").encode())
-            _add(archive, f"{FOLDER_NAME}/{CHAIN_NAME}", chain.content)
-            _add(archive, f"{FOLDER_NAME}/{PUBLIC_NAME}", public)
-            for entry in drills:
-                for name, digest in entry.files.items():
-                    if f"{entry.folder}/{name}" in removed:
-                        continue
-                    content = (home / str(entry.folder) / name).read_bytes()
-                    if hashlib.sha256(content).hexdigest() != digest:
-                        raise EvidenceError(f"{home / str(entry.folder) / name} was changed")
-                    _add(archive, f"{entry.folder}/{name}", content)
-        unfinished.replace(output)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with (
+        replacing(output, many_writers=True) as unfinished,
+        zipfile.ZipFile(unfinished, "x", zipfile.ZIP_DEFLATED) as archive,
+    ):
+        _add(archive, _INDEX_NAME, _index(chain, drills, months).encode())
+        results = oscal.assessment_results(chain, drills, months)
+        _add(archive, oscal.NAME, (json.dumps(results, indent=1) + "\n").encode())
+        _add(archive, f"{FOLDER_NAME}/{CHAIN_NAME}", chain.content)
+        _add(archive, f"{FOLDER_NAME}/{PUBLIC_NAME}", public)
+        for entry in drills:
+            for name, digest in entry.files.items():
+                if f"{entry.folder}/{name}" in removed:
+                    continue
+                content = (home / str(entry.folder) / name).read_bytes()
+                if hashlib.sha256(content).hexdigest() != digest:
+                    raise EvidenceError(f"{home / str(entry.folder) / name} was changed")
+                _add(archive, f"{entry.folder}/{name}", content)
 
 
 def _add(archive: zipfile.ZipFile, name: str, content: bytes) -> None:

@@ -24,8 +24,8 @@ from recovery_pipelines.evidence.files import (
     read_lines,
     replace_file,
     settle_append,
-    sync_directory,
 )
+from recovery_pipelines.files import replacing, sync
 from recovery_pipelines.sandbox import exclusive
 from recovery_pipelines.sandbox.lease import private_directory
 
@@ -113,7 +113,7 @@ def seal(home: Path, folder: Path, record: Mapping[str, Any]) -> Entry:
     name = folder.relative_to(home).as_posix()
     files = digests(folder, synced=True)
     for parent in folder.relative_to(home).parents:
-        sync_directory(home / parent)
+        sync(home / parent)
     with exclusive(home, _LOCK, _LOCK_TIMEOUT_SECONDS):
         store = private_directory(home, FOLDER_NAME)
         content, tip = _begin(store)
@@ -335,10 +335,9 @@ def _append(
     folders = [*tip.folders, *([entry.folder] if entry.folder else [])]
     sha256 = hashlib.sha256(whole).hexdigest()
     new = _Tip(len(whole), sha256, entry.seq, entry.digest, entry.key_id, folders)
-    unfinished = store / f".{_TIP_NAME}"
-    with suppress(OSError):  # only a memory: without it the next one verifies everything
+    # Only a memory: without it the next one verifies everything.
+    with suppress(OSError), replacing(store / _TIP_NAME) as unfinished:
         unfinished.write_text(json.dumps(asdict(new)), encoding="ascii")
-        unfinished.replace(store / _TIP_NAME)
     return entry
 
 

@@ -14,6 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from recovery_pipelines.errors import EvidenceError
+from recovery_pipelines.files import sync
 
 log = logging.getLogger("recovery_pipelines")
 
@@ -128,15 +129,7 @@ def rename(source: Path, target: Path) -> None:
     """Rename within a directory and make that durable."""
     source.replace(target)
     try:
-        sync_directory(target.parent)
+        sync(target.parent)
     except OSError as error:
         # The new name is there: to raise would call something undone that is done.
         log.warning("%s may be lost if the power fails now: %s", target, error)
-
-
-def sync_directory(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -76,7 +76,7 @@ class Standing:
     @property
     def checks(self) -> list[CheckResult]:
         """One result for each manual check that the plan asked for."""
-        return [self._result(name) for name in self.required_checks]
+        return [check_of(name, self.sign_offs) for name in self.required_checks]
 
     @property
     def waiting(self) -> list[str]:
@@ -88,16 +88,18 @@ class Standing:
         """The effective verdict: the worst of the automated one and the manual checks."""
         return worst([self.automated_verdict, *(check.verdict for check in self.checks)])
 
-    def _result(self, name: str) -> CheckResult:
-        signed = [sign_off for sign_off in self.sign_offs if sign_off.check == name]
-        if not signed:
-            verdict = Verdict.UNVERIFIED
-        elif any(sign_off.result == "fail" for sign_off in signed):
-            verdict = Verdict.FAIL
-        else:
-            verdict = Verdict.PASS
-        found = "; ".join(f"{s.result} by {s.by} ({s.role}), {s.at[:19]}Z" for s in signed)
-        return CheckResult(name, verdict, "signed off by a named person", found or "not signed")
+
+def check_of(name: str, sign_offs: Sequence[SignOff]) -> CheckResult:
+    """How a manual check stands with these sign-offs: UNVERIFIED without one of its own."""
+    signed = [sign_off for sign_off in sign_offs if sign_off.check == name]
+    if not signed:
+        verdict = Verdict.UNVERIFIED
+    elif any(sign_off.result == "fail" for sign_off in signed):
+        verdict = Verdict.FAIL
+    else:
+        verdict = Verdict.PASS
+    found = "; ".join(f"{s.result} by {s.by} ({s.role}), {s.at[:19]}Z" for s in signed)
+    return CheckResult(name, verdict, "signed off by a named person", found or "not signed")
 
 
 def standings(home: Path) -> list[Standing]:

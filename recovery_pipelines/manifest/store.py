@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 import xxhash
 
 from recovery_pipelines.errors import RecoveryError
+from recovery_pipelines.files import sync
 from recovery_pipelines.manifest.schema import METADATA_KEY, SCHEMA, SCHEMA_VERSION, TYPES
 from recovery_pipelines.manifest.summary import Summary
 from recovery_pipelines.manifest.worker import CONTENT_KNOWN, FIELDS, STAT_KNOWN, XATTR_KNOWN
@@ -392,11 +393,7 @@ def _write(output: Path, tables: Iterator[pa.Table], about: dict[str, Any]) -> S
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(output)
-        directory = os.open(output.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
+        sync(output.parent)
     finally:
         temporary.unlink(missing_ok=True)
     return Summary(entries, files, size, errors, about["digest"])

@@ -5,7 +5,6 @@
 the disk and have been read back.
 """
 
-import os
 from collections.abc import Hashable
 from dataclasses import dataclass
 from datetime import date, timedelta
@@ -19,6 +18,7 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from recovery_pipelines.errors import RecoveryError
+from recovery_pipelines.files import replacing, sync
 from recovery_pipelines.monitoring.history import bounds, day_of, raw_path, read_day, sketch_from
 from recovery_pipelines.monitoring.sketch import (
     RELATIVE_ERROR,
@@ -201,16 +201,10 @@ def differences(home: Path, day: date) -> list[str]:
 def _write(table: pa.Table, path: Path) -> None:
     """Write a file whole or not at all, and through to the disk."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    pq.write_table(table, unfinished, compression="zstd")
-    with unfinished.open("rb") as file:
-        os.fsync(file.fileno())
-    unfinished.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    with replacing(path, many_writers=True) as unfinished:
+        pq.write_table(table, unfinished, compression="zstd")
+        sync(unfinished)
+    sync(path.parent)
 
 
 # --- reading aggregates -------------------------------------------------------------------

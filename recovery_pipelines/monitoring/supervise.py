@@ -21,6 +21,7 @@ import psutil
 from pydantic import ValidationError
 
 from recovery_pipelines.errors import RecoveryError
+from recovery_pipelines.files import replacing
 from recovery_pipelines.monitoring.store import FOLDER
 from recovery_pipelines.plan.monitoring import Monitoring
 
@@ -44,9 +45,8 @@ def write_settings(home: Path, monitoring: Monitoring) -> str:
     path = home / FOLDER / "settings.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     if not path.exists() or path.read_text() != text:
-        unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-        unfinished.write_text(text)
-        unfinished.replace(path)
+        with replacing(path, many_writers=True) as unfinished:
+            unfinished.write_text(text)
     return _digest(text)
 
 

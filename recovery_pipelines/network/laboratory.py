@@ -1,18 +1,13 @@
 """The laboratory: a process with namespaces of its own that holds the hosts, the databases and
 the clients of one drill.
 
-`outside.Laboratory` starts it and speaks to it: one JSON object a line, in and out. It is the
-first process of its namespaces, so whatever it holds is gone when it ends; and it ends with
-whoever started it, because then its standard input closes.
+`outside.Laboratory` starts it and speaks to it.
 """
 
-import json
 import os
-import queue
 import statistics
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -23,12 +18,12 @@ from typing import Any
 import psycopg
 
 from recovery_pipelines.errors import NetworkError, RecoveryError
+from recovery_pipelines.namespaces import answer, as_user, first_words, mount, requests
 from recovery_pipelines.network import measure
 from recovery_pipelines.network.database import PORT, Node
 from recovery_pipelines.network.failover import VantagePoint, fail_over
 from recovery_pipelines.network.hosts import build_network, cut, heal
 from recovery_pipelines.network.writers import TABLE, Writer, client_address
-from recovery_pipelines.tools import find_tool, run_tool
 
 ROOM = Path("/mnt")
 """A tmpfs of the laboratory's own: the databases leave nothing on the machine's disk."""
@@ -41,8 +36,6 @@ _TRANSFER_BYTES = 500_000
 _TRANSFERS = 3
 _TRANSFER_TIMEOUT_SECONDS = 1.0
 _CLIENT_PATIENCE_SECONDS = 10.0
-_NESTED_USER = "1000"
-"""Inside a namespace whose root is an ordinary user, PostgreSQL (it refuses root) runs as this."""
 
 
 class _Laboratory:
@@ -51,7 +44,7 @@ class _Laboratory:
         self._logs = Path(told["logs"])
         self._synchronous = bool(told["synchronous"])
         for where in (ROOM, Path("/dev/shm")):
-            _mount("-t", "tmpfs", "-o", f"mode=755,size={_ROOM_BYTES}", "tmpfs", str(where))
+            mount("-t", "tmpfs", "-o", f"mode=755,size={_ROOM_BYTES}", "tmpfs", str(where))
         self.hosts = build_network(HOSTS)
         self.primary, self.standby = (self._node(name) for name in ("primary", "standby"))
         self.points: list[VantagePoint] = []
@@ -69,12 +62,8 @@ class _Laboratory:
         )
 
     def _as_user(self, command: Sequence[str]) -> list[str]:
-        if self._told["ordinary_user"]:
-            mapped = [f"--map-user={_NESTED_USER}", f"--map-group={_NESTED_USER}"]
-            return [find_tool("unshare", "util-linux"), "--user", *mapped, "--", *command]
-        user = self._told["user"]
-        who = [f"--reuid={user}", f"--regid={getpwnam(user).pw_gid}", "--clear-groups"]
-        return [find_tool("setpriv", "util-linux"), *who, "--", *command]
+        ordinary_user = self._told["ordinary_user"]
+        return as_user(self._told["user"], command, ordinary_user=ordinary_user)
 
     # --- what can be asked for ----------------------------------------------------------
 
@@ -250,39 +239,22 @@ class _Laboratory:
             raise NetworkError(f"{writer.name} cannot write to {node}: {why}")
 
 
-def _mount(*words: str) -> None:
-    done = run_tool([find_tool("mount", "util-linux"), *words])
-    if done.returncode:
-        raise NetworkError(f"mount {words[-1]}: {done.complaint}")
-
-
 def _serve() -> None:
-    laboratory = _Laboratory(json.loads(sys.stdin.readline()))
-    requests: queue.Queue[dict[str, Any]] = queue.Queue()
-
-    def listen() -> None:
-        for line in sys.stdin:
-            requests.put(json.loads(line))
-        os._exit(0)  # whoever started us is gone, and so is everything here
-
-    threading.Thread(target=listen, daemon=True).start()
-    _say({"ready": os.getpid()})
+    laboratory = _Laboratory(first_words())
+    asked = requests()
+    answer({"ready": os.getpid()})
     while True:
-        request = requests.get()
+        request = asked.get()
         try:
-            answer = getattr(laboratory, f"do_{request.pop('do')}")(**request)
+            done = getattr(laboratory, f"do_{request.pop('do')}")(**request)
         except (RecoveryError, OSError, subprocess.SubprocessError) as error:
-            answer = {"error": f"{error}"}
-        _say(answer)
-
-
-def _say(answer: dict[str, Any]) -> None:
-    print(json.dumps(answer), flush=True)  # noqa: T201 - the answer channel
+            done = {"error": f"{error}"}
+        answer(done)
 
 
 if __name__ == "__main__":
     try:
         _serve()
     except RecoveryError as error:
-        _say({"error": str(error)})
+        answer({"error": str(error)})
         sys.exit(1)

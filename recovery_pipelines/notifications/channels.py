@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 
 import requests
 
+from recovery_pipelines.files import append_line
 from recovery_pipelines.notifications.message import Message
 from recovery_pipelines.plan import Plan
 from recovery_pipelines.plan.model import Channel, Smtp, apprise_service
@@ -260,21 +261,6 @@ class EmailNotifier:
         except OSError as error:
             raise Undelivered(f"an attachment cannot be read: {_kind(error)}") from None
         return mail
-
-
-def append_line(path: Path, line: bytes) -> None:
-    """Append one line, on disk when this returns; a torn line before it stays on its own."""
-    fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
-    try:
-        size = os.fstat(fd).st_size
-        torn = size > 0 and os.pread(fd, 1, size - 1) != b"\n"
-        data = b"\n" + line if torn else line
-        if os.write(fd, data) != len(data):
-            os.ftruncate(fd, size)
-            raise OSError(f"{path} cannot be written: the disk is full")
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def _holds(path: Path, message_id: str) -> bool:

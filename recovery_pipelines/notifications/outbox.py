@@ -8,7 +8,6 @@ sent again, with the same id, and says so. So a message is never lost, and a rep
 
 import json
 import logging
-import os
 import secrets
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -20,10 +19,10 @@ import pandas as pd
 
 from recovery_pipelines.errors import RecoveryError
 from recovery_pipelines.evidence import head_line
+from recovery_pipelines.files import append_line, sync
 from recovery_pipelines.notifications.channels import (
     Destination,
     Undelivered,
-    append_line,
     destinations,
     notifier,
 )
@@ -204,7 +203,7 @@ def _queue(home: Path, message: Message, recipients: Sequence[Destination]) -> N
         copy = unfinished / str(number) / path.name
         copy.parent.mkdir()
         shutil.copyfile(path, copy)
-        _sync(copy)
+        sync(copy)
         attachments.append(f"{number}/{path.name}")
     pending = [
         Receipt(
@@ -229,9 +228,9 @@ def _queue(home: Path, message: Message, recipients: Sequence[Destination]) -> N
     }
     path = unfinished / _MESSAGE_NAME
     path.write_text(json.dumps(content), encoding="utf-8")
-    _sync(path)
+    sync(path)
     unfinished.rename(outbox / message.id)
-    _sync(outbox)
+    sync(outbox)
 
 
 def _send_due(plan: Plan, now: datetime) -> Iterator[Receipt]:
@@ -376,7 +375,7 @@ def _put_away(home: Path, folder: Path, *, failed: bool) -> None:
         kept = home / FOLDER_NAME / "failed"
         kept.mkdir(mode=0o700, exist_ok=True)
         shutil.copyfile(folder / _MESSAGE_NAME, kept / f"{folder.name}.json")
-        _sync(kept / f"{folder.name}.json")
+        sync(kept / f"{folder.name}.json")
     settled = folder.with_name(f".{folder.name}")
     folder.rename(settled)
     shutil.rmtree(settled)
@@ -387,14 +386,6 @@ def _remove_abandoned(home: Path, now: datetime) -> None:
     for folder in (home / FOLDER_NAME / "outbox").glob(".*"):
         if now.timestamp() - folder.stat().st_mtime > _ABANDONED_AFTER.total_seconds():
             shutil.rmtree(folder, ignore_errors=True)
-
-
-def _sync(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def _as_json(details: Mapping[str, object]) -> dict[str, object]:

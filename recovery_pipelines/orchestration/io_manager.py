@@ -1,6 +1,5 @@
 """Where the values between stages lie: one Parquet file per drill, stage and month."""
 
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,6 +9,7 @@ import dagster as dg
 import pandas as pd
 
 from recovery_pipelines.errors import RecoveryError
+from recovery_pipelines.files import replacing
 
 HOME_METADATA_KEY = "recovery/data_home"
 
@@ -23,12 +23,11 @@ class ParquetIOManager(dg.IOManager):
     def handle_output(self, context: dg.OutputContext, obj: pd.DataFrame | Path) -> None:
         path = _path(context.definition_metadata, context.asset_key, context.partition_key)
         path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-        if isinstance(obj, Path):
-            shutil.copyfile(obj, unfinished)
-        else:
-            obj.to_parquet(unfinished, index=False)
-        unfinished.replace(path)
+        with replacing(path, many_writers=True) as unfinished:
+            if isinstance(obj, Path):
+                shutil.copyfile(obj, unfinished)
+            else:
+                obj.to_parquet(unfinished, index=False)
         context.add_output_metadata({"path": dg.MetadataValue.path(str(path))})
 
     def load_input(self, context: dg.InputContext) -> pd.DataFrame | Path:

@@ -6,7 +6,7 @@ from typing import Any
 
 import dagster as dg
 
-from recovery_pipelines.evidence.signoff import Standing, standings
+from recovery_pipelines.evidence.signoff import Standing, check_of, standings
 from recovery_pipelines.orchestration.partitions import MONTHS
 from recovery_pipelines.plan import DrillSpec
 from recovery_pipelines.verdict import CheckResult, Verdict, worst
@@ -27,10 +27,7 @@ def check_specs(spec: DrillSpec) -> list[dg.AssetCheckSpec]:
 
 def check_results(spec: DrillSpec) -> list[dg.AssetCheckResult]:
     """What `check_specs` announces, at the end of the drill: nothing is signed yet."""
-    waiting = [
-        CheckResult(name, Verdict.UNVERIFIED, "signed off by a named person", "not signed")
-        for name in spec.manual_verification.required_checks
-    ]
+    waiting = [check_of(name, ()) for name in spec.manual_verification.required_checks]
     return [
         dg.AssetCheckResult(check_name=CHECK, asset_key=_key(spec), **_shown(spec.name, waiting))
         for _ in check_specs(spec)

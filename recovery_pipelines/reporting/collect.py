@@ -495,6 +495,7 @@ class _Chain:
     def __init__(self, home: Path, month: str) -> None:
         self._home = home
         self._standings: dict[str, Standing] = {}
+        self._doubts: dict[Path, str] = {}
         self._head: Entry | None = None
         self._broken = ""
         self._removed: Set[str] = frozenset()
@@ -524,6 +525,11 @@ class _Chain:
 
     def doubt(self, folder: Path) -> str:
         """Why the files of a result folder are no evidence; empty if they are what was sealed."""
+        if folder not in self._doubts:
+            self._doubts[folder] = self._compare(folder)
+        return self._doubts[folder]
+
+    def _compare(self, folder: Path) -> str:
         standing = self.standing(folder)
         if standing is None:
             return "its results are not sealed"

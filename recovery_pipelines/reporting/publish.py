@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from pathlib import Path
 
 from recovery_pipelines.analysis.history import load_history
 from recovery_pipelines.errors import RecoveryError
+from recovery_pipelines.files import replacing
 from recovery_pipelines.notifications import notify
 from recovery_pipelines.plan import Plan
 from recovery_pipelines.reporting.collect import build_report
@@ -78,7 +78,8 @@ def write_reports(home: Path, plan: Plan, month: str) -> Publication:
                 path.unlink(missing_ok=True)
                 notes.append(str(error))
                 continue
-            _replace(path, content)
+            with replacing(path, many_writers=True) as unfinished:
+                unfinished.write_bytes(content)
             files.append(ReportFile(name, form, path, hashlib.sha256(content).hexdigest()))
     return Publication(report, files, list(dict.fromkeys(notes)))
 
@@ -110,11 +111,6 @@ def distribute(home: Path, plan: Plan, publication: Publication) -> Sequence[str
     }
     subject = f"recovery report {report.month}: {report.verdict}"
     notify(plan, teams, subject, details, attachments=attached)
-    _replace(sent, json.dumps(content).encode())
+    with replacing(sent, many_writers=True) as unfinished:
+        unfinished.write_text(json.dumps(content))
     return teams
-
-
-def _replace(path: Path, content: bytes) -> None:
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    unfinished.write_bytes(content)
-    unfinished.replace(path)

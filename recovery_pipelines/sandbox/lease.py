@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from recovery_pipelines.errors import RecoveryError, SandboxError
+from recovery_pipelines.files import sync
 
 ENVIRONMENT_NAME = "RECOVERY_LEASE"
 _KILL_TIMEOUT_SECONDS = 10.0
@@ -102,7 +103,7 @@ class Lease:
             boot=_boot_id(),
             created_at=datetime.now(UTC).isoformat(),
         )
-        _sync_directory(directory)
+        sync(directory)
         return lease
 
     def add(self, kind: str, name: str, **details: Any) -> None:
@@ -350,11 +351,3 @@ def _close_held(fd: int) -> None:
 
 def _boot_id() -> str:
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-
-
-def _sync_directory(directory: Path) -> None:
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -1,34 +1,30 @@
-"""The outside of a machine: starts it in namespaces of its own, asks it, and switches it off."""
+"""The outside of a machine: switches it on, on its volume, and off."""
 
 import functools
-import json
 import os
 import select
-import subprocess
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
 
 from recovery_pipelines.errors import ServiceError
+from recovery_pipelines.namespaces import Namespaced, in_namespaces
 from recovery_pipelines.sandbox import Sandbox
 from recovery_pipelines.services.power import is_attached, make_image
 from recovery_pipelines.services.stack import Service
-from recovery_pipelines.tools import Finished, find_tool, run_tool
+from recovery_pipelines.tools import Finished, run_tool
 
 VOLUME_BYTES = 640_000_000
 """Size of a volume's image; it is sparse."""
-_NAMESPACES = ("--pid", "--fork", "--kill-child=KILL", "--mount", "--net", "--ipc", "--mount-proc")
-_READY_TIMEOUT_SECONDS = 60.0
 _OFF_TIMEOUT_SECONDS = 20.0
 _LOOK_SECONDS = 0.005
 
 
-class Machine:
+class Machine(Namespaced):
     """A running machine. As a context manager it is switched off at the end."""
+
+    failure = ServiceError
 
     def __init__(
         self,
@@ -65,34 +61,8 @@ class Machine:
             "binds": {name: str(path) for name, path in (binds or {}).items()},
             "logs": str(logs),
         }
-        with (logs / f"machine-{name}.log").open("ab") as output:
-            self._process = subprocess.Popen(
-                [
-                    *namespaces(),
-                    sys.executable,
-                    "-m",
-                    "recovery_pipelines.services.machine",
-                ],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=output,
-                env=os.environ | sandbox.environment,
-                start_new_session=True,
-            )
-        self._name = name
-        try:
-            sandbox.lease.add_process(self._process.pid)
-            self._ask(told, _READY_TIMEOUT_SECONDS)
-        except BaseException:
-            self.off()
-            raise
-
-    def ask(self, do: str, *, timeout_seconds: float = 120.0, **words: Any) -> dict[str, Any]:
-        """Have the machine do something (its `do_` methods) and return what it answers.
-
-        Raises ServiceError if it cannot, is gone, or does not answer in time.
-        """
-        return self._ask({"do": do, **words}, timeout_seconds)
+        module = "recovery_pipelines.services.machine"
+        super().__init__(sandbox, f"machine {name}", module, logs / f"machine-{name}.log", told)
 
     def run(
         self,
@@ -104,7 +74,7 @@ class Machine:
     ) -> Finished:
         """Run a program inside, to its end."""
         words = [str(word) for word in argv]
-        answer = self._ask(
+        answer = self._exchange(
             {
                 "do": "run",
                 "argv": words,
@@ -122,68 +92,26 @@ class Machine:
         children = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children")
         return int(children.read_text().split()[0])
 
-    def off(self) -> None:
-        """Kill everything in the machine at once, and wait until nothing holds its volume."""
-        if self._process.poll() is None:
-            inside = self._inside()
-            self._process.kill()
-            if inside is not None:
-                _await_end(inside)
-        self._process.wait()
-        for pipe in (self._process.stdin, self._process.stdout):
-            if pipe:
-                pipe.close()
+    def end(self) -> None:
+        """Switch it off: kill everything in it at once, and wait until nothing holds its volume."""
+        inside = self._inside() if self._process.poll() is None else None
+        super().end()
+        if inside is not None:
+            _await_end(inside)
         deadline = time.monotonic() + _OFF_TIMEOUT_SECONDS
         while self._image and is_attached(self._image):
             if time.monotonic() > deadline:
                 raise ServiceError(f"a loop device still holds {self._image}")
             time.sleep(_LOOK_SECONDS)
 
+    def refusal(self, why: str) -> ServiceError:
+        return ServiceError(f"{self.name}: {why}")
+
     def _inside(self) -> int | None:
         try:
             return os.pidfd_open(self.init_pid)
         except (OSError, IndexError):
             return None
-
-    def _ask(self, words: Mapping[str, Any], timeout_seconds: float) -> dict[str, Any]:
-        assert self._process.stdin and self._process.stdout
-        try:
-            self._process.stdin.write(json.dumps(words).encode() + b"\n")
-            self._process.stdin.flush()
-        except (BrokenPipeError, ValueError):
-            pass  # it has ended; what it said last tells why
-        answer = self._answer(timeout_seconds)
-        if "error" in answer:
-            raise ServiceError(f"machine {self._name}: {answer['error']}")
-        return answer
-
-    def _answer(self, timeout_seconds: float) -> dict[str, Any]:
-        assert self._process.stdout
-        ready, _, _ = select.select([self._process.stdout], [], [], timeout_seconds)
-        line = self._process.stdout.readline() if ready else b""
-        if not line:
-            why = "ended" if ready else f"did not answer within {timeout_seconds:.0f} s"
-            log = (self.logs / f"machine-{self._name}.log").read_text(errors="replace")
-            raise ServiceError(f"machine {self._name} {why}: {log.strip()[-1000:]}")
-        answer: dict[str, Any] = json.loads(line)
-        return answer
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.off()
-
-
-def namespaces() -> list[str]:
-    """The command that starts a program as the first process of its own namespaces."""
-    user = () if os.geteuid() == 0 else ("--user", "--map-root-user")
-    return [find_tool("unshare", "util-linux"), *user, *_NAMESPACES, "--"]
 
 
 def require_namespaces() -> None:
@@ -195,7 +123,7 @@ def require_namespaces() -> None:
 
 @functools.cache
 def _without_namespaces() -> str:
-    done = run_tool([*namespaces(), "true"], timeout_seconds=20)
+    done = run_tool([*in_namespaces(), "true"], timeout_seconds=20)
     return done.complaint if done.returncode else ""
 
 

@@ -1,20 +1,16 @@
 """The machine: a process with namespaces of its own that holds a volume and supervises services.
 
-`host.Machine` starts it and speaks to it: one JSON object a line, in and out. It is the first
-process of its namespaces, so whatever it holds is gone when it ends; and it ends with whoever
-started it, because then its standard input closes.
+`host.Machine` starts it and speaks to it.
 """
 
 import asyncio
 import ctypes
-import json
 import os
 import secrets
 import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,6 +18,7 @@ from pwd import getpwnam
 from typing import Any
 
 from recovery_pipelines.errors import RecoveryError, ServiceError
+from recovery_pipelines.namespaces import answer, as_user, first_words, mount, requests
 from recovery_pipelines.services.power import LoopVolume, mount_image
 from recovery_pipelines.services.stack import ROOM, VOLUME, Health, Service
 from recovery_pipelines.services.supervisor import Supervisor
@@ -32,8 +29,6 @@ _RESERVE_BYTES = 24_000_000
 _WATCH_SECONDS = 0.25
 _SENTINELS = 8
 _SENTINEL_BYTES = 4096
-_NESTED_USER = "1000"
-"""Inside a namespace whose root is an ordinary user, services that refuse root run as this."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -55,15 +50,7 @@ class _Machine:
     def _as_user(self, user: str, command: Sequence[str]) -> list[str]:
         if not user:
             return list(command)
-        if self._ordinary_user:
-            mapped = [f"--map-user={_NESTED_USER}", f"--map-group={_NESTED_USER}"]
-            return [find_tool("unshare", "util-linux"), "--user", *mapped, "--", *command]
-        try:
-            group = getpwnam(user).pw_gid
-        except KeyError:
-            raise ServiceError(f"there is no user {user!r} on this machine") from None
-        who = [f"--reuid={user}", f"--regid={group}", "--clear-groups"]
-        return [find_tool("setpriv", "util-linux"), *who, "--", *command]
+        return as_user(user, command, ordinary_user=self._ordinary_user)
 
     def _unit(self, name: str) -> Service:
         return self.supervisor.units[name].service
@@ -254,25 +241,19 @@ class _Machine:
 def _build_room(told: dict[str, Any]) -> LoopVolume | None:
     """Everything that services see is below ROOM, on a private tmpfs; so is /dev/shm."""
     for where in (ROOM, Path("/dev/shm")):
-        _mount("-t", "tmpfs", "-o", "mode=755" if where == ROOM else "mode=1777", "tmpfs", where)
+        mount("-t", "tmpfs", "-o", "mode=755" if where == ROOM else "mode=1777", "tmpfs", where)
     VOLUME.mkdir()
     for name, path in told["binds"].items():
         (ROOM / name).mkdir()
-        _mount("--bind", path, ROOM / name)
+        mount("--bind", path, ROOM / name)
     run_tool([find_tool("ip", "iproute2"), "link", "set", "lo", "up"])
     if told["image"]:
         volume = mount_image(Path(told["image"]), VOLUME)
         VOLUME.chmod(0o755)
         return volume
-    _mount("--bind", told["directory"], VOLUME)
+    mount("--bind", told["directory"], VOLUME)
     VOLUME.chmod(0o755)
     return None
-
-
-def _mount(*words: str | Path) -> None:
-    done = run_tool([find_tool("mount", "util-linux"), *words])
-    if done.returncode:
-        raise ServiceError(f"mount {words[-1]}: {done.complaint}")
 
 
 def _free_bytes() -> int:
@@ -299,36 +280,24 @@ def _overwrite(path: Path, text: str, *, synced: bool) -> None:
 
 
 async def _serve() -> None:
-    loop = asyncio.get_running_loop()
-    requests: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
-    machine = _Machine(json.loads(sys.stdin.readline()))
-
-    def listen() -> None:
-        for line in sys.stdin:
-            loop.call_soon_threadsafe(requests.put_nowait, json.loads(line))
-        os._exit(0)  # whoever started us is gone, and so is everything here
-
-    threading.Thread(target=listen, daemon=True).start()
+    machine = _Machine(first_words())
+    asked = requests()
     watching = asyncio.create_task(machine.watch_disk())
-    _say({"ready": os.getpid()})
+    answer({"ready": os.getpid()})
     while True:
-        request = await requests.get()
+        request = await asyncio.to_thread(asked.get)
         try:
-            answer = await getattr(machine, f"do_{request.pop('do')}")(**request)
+            done = await getattr(machine, f"do_{request.pop('do')}")(**request)
         except (RecoveryError, OSError) as error:
-            answer = {"error": f"{type(error).__name__}: {error}"}
+            done = {"error": f"{type(error).__name__}: {error}"}
         if watching.done():
             watching.result()
-        _say(answer)
-
-
-def _say(answer: dict[str, Any]) -> None:
-    print(json.dumps(answer), flush=True)  # noqa: T201 - the answer channel
+        answer(done)
 
 
 if __name__ == "__main__":
     try:
         asyncio.run(_serve())
     except RecoveryError as error:
-        _say({"error": str(error)})
+        answer({"error": str(error)})
         sys.exit(1)

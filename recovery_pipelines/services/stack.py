@@ -133,13 +133,13 @@ def _resolve(
         command: Sequence[str] = [postgres_tool("postgres"), "-D", data, *options]
         initdb = postgres_tool("initdb")
         prepare = (initdb, "-D", data, "-U", "postgres", "-A", "trust", "-k", "-E", "UTF8")
-        user = user or _existing_user("postgres", "nobody")
+        user = user or existing_user("postgres", "nobody")
         health = Health("sql", _POSTGRES_HEALTH)
     elif declared.kind == "redis":
         settings = _REDIS_SETTINGS | {"port": str(port), "dir": data} | declared.settings
         options = [word for key, value in settings.items() for word in (f"--{key}", value)]
         command = [find_tool("redis-server"), *options]
-        user = user or _existing_user("redis", "nobody")
+        user = user or existing_user("redis", "nobody")
         health = Health("redis")
     elif declared.kind == "application":
         used = [
@@ -190,7 +190,8 @@ def postgres_tool(name: str) -> str:
     return found
 
 
-def _existing_user(*names: str) -> str:
+def existing_user(*names: str) -> str:
+    """The first of these users that the machine has. Raises ServiceError if it has none."""
     for name in names:
         try:
             return getpwnam(name).pw_name
