@@ -31,7 +31,7 @@ from recovery_pipelines.drills.data_recovery import require_known
 from recovery_pipelines.orchestration.jobs import drill_job, drill_schedule, jobs, monitoring_job
 from recovery_pipelines.orchestration.stages import RESOURCES
 from recovery_pipelines.plan import DrillSpec, Plan, find_plan, load_plan
-from recovery_pipelines.plan.model import Target
+from recovery_pipelines.plan.targets import Target
 from recovery_pipelines.sensors import (
     analysis,
     drill_failure,

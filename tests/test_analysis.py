@@ -24,7 +24,7 @@ from recovery_pipelines.build import build_definitions
 from recovery_pipelines.cli import recovery
 from recovery_pipelines.drills.record import folder_of, write_record
 from recovery_pipelines.errors import RecoveryError
-from recovery_pipelines.plan.model import Objectives
+from recovery_pipelines.plan.targets import Objectives
 from recovery_pipelines.sandbox import Lease
 from recovery_pipelines.verdict import Verdict
 from tests.plans import make_plan

@@ -22,7 +22,7 @@ from recovery_pipelines.drills.lifecycle import open_drill
 from recovery_pipelines.drills.record import DrillRecord
 from recovery_pipelines.engines.base import Snapshot
 from recovery_pipelines.engines.tar import TarEngine
-from recovery_pipelines.plan.model import SCENARIO_STEPS
+from recovery_pipelines.plan.scenarios import SCENARIO_STEPS
 from recovery_pipelines.verdict import CheckResult, Verdict
 from tests.plans import MONTH, make_spec
 

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from math import isnan
 
 from recovery_pipelines.plan import DrillSpec
-from recovery_pipelines.plan.model import Objectives
+from recovery_pipelines.plan.targets import Objectives
 from recovery_pipelines.verdict import CheckResult, Verdict
 
 _METRICS = {"rto": "recovery_seconds", "rpo": "rpo_seconds"}

@@ -20,7 +20,8 @@ from recovery_pipelines.drills.preparation import room_for
 from recovery_pipelines.drills.record import DrillRecord
 from recovery_pipelines.engines.base import SNAPSHOTS_LOST
 from recovery_pipelines.plan import DrillSpec
-from recovery_pipelines.plan.model import Category, Priority, Target
+from recovery_pipelines.plan.reporting import Category, Priority
+from recovery_pipelines.plan.targets import Target
 from recovery_pipelines.verdict import CheckResult, Verdict
 
 YEAR_MONTHS = 12

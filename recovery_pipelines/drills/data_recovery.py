@@ -37,7 +37,7 @@ from recovery_pipelines.errors import EngineError, PlanError, RecoveryError
 from recovery_pipelines.faults.base import Family, InjectedFault, Layer
 from recovery_pipelines.faults.catalogue import inject, source_faults
 from recovery_pipelines.plan import DrillSpec
-from recovery_pipelines.plan.model import Target
+from recovery_pipelines.plan.targets import Target
 from recovery_pipelines.sandbox import Tree
 from recovery_pipelines.verdict import CheckResult, Verdict, worst
 

@@ -11,7 +11,7 @@ import psutil
 
 from recovery_pipelines.drills.run import DrillRun
 from recovery_pipelines.errors import PreparationError
-from recovery_pipelines.plan.model import Target
+from recovery_pipelines.plan.targets import Target
 from recovery_pipelines.services.host import capabilities
 
 _STACK_BYTES = 1_000_000_000

@@ -26,7 +26,8 @@ from recovery_pipelines.errors import DrillTimeout
 from recovery_pipelines.evidence import Entry
 from recovery_pipelines.manifest import Summary
 from recovery_pipelines.plan import DrillSpec
-from recovery_pipelines.plan.model import SCENARIO_STEPS, Target
+from recovery_pipelines.plan.scenarios import SCENARIO_STEPS
+from recovery_pipelines.plan.targets import Target
 from recovery_pipelines.sandbox import Sandbox, Tree
 from recovery_pipelines.verdict import CheckResult, Verdict, worst
 

@@ -28,7 +28,7 @@ from recovery_pipelines.evidence.chain import (
 from recovery_pipelines.evidence.files import digests
 from recovery_pipelines.evidence.signoff import standings_of
 from recovery_pipelines.plan import Plan
-from recovery_pipelines.plan.model import retention_days
+from recovery_pipelines.plan.reporting import retention_days
 from recovery_pipelines.verdict import Verdict
 
 _RECORD = "record.json"

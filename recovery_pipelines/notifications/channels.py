@@ -23,7 +23,7 @@ import requests
 from recovery_pipelines.files import append_line
 from recovery_pipelines.notifications.message import Message
 from recovery_pipelines.plan import Plan
-from recovery_pipelines.plan.model import Channel, Smtp, apprise_service
+from recovery_pipelines.plan.channels import Channel, Smtp, apprise_service
 
 log = logging.getLogger("recovery_pipelines")
 

@@ -8,7 +8,8 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from recovery_pipelines.errors import PlanError
-from recovery_pipelines.plan.model import REPLICATION_TAG, SERVICES_TAG, TREE_TAG, Plan, Target
+from recovery_pipelines.plan.model import Plan
+from recovery_pipelines.plan.targets import REPLICATION_TAG, SERVICES_TAG, TREE_TAG, Target
 
 PLAN_VARIABLE = "RECOVERY_PLAN"
 

@@ -10,9 +10,7 @@ from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import (
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     PlainSerializer,
     PositiveFloat,
@@ -21,7 +19,8 @@ from pydantic import (
     model_validator,
 )
 
-Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,63}$")]
+from recovery_pipelines.plan.base import Name, Strict
+
 Port = Annotated[int, Field(ge=1, le=65535)]
 
 RETRY_PAUSE_SECONDS = 1.0
@@ -74,11 +73,7 @@ METRIC_UNITS = {
 """Every metric, by the seed's names, and its unit."""
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Resources(_Strict):
+class Resources(Strict):
     """What is measured of the host."""
 
     cpu: tuple[Literal["usage", "load", "temperature"], ...] = ("usage", "load", "temperature")
@@ -91,7 +86,7 @@ class Resources(_Strict):
     )
 
 
-class Retention(_Strict):
+class Retention(Strict):
     raw_data: Days = timedelta(days=7)
     aggregated: Days = timedelta(days=90)
 
@@ -102,7 +97,7 @@ class Retention(_Strict):
         return self
 
 
-class SystemMetrics(_Strict):
+class SystemMetrics(Strict):
     resources: Resources = Resources()
     collection_interval: PositiveInt = 60
     """Seconds, as every interval here."""
@@ -118,14 +113,14 @@ class SystemMetrics(_Strict):
         return value
 
 
-class ServiceMetrics(_Strict):
+class ServiceMetrics(Strict):
     availability: tuple[Literal["uptime", "response_time"], ...] = ("uptime", "response_time")
     performance: tuple[Literal["throughput", "error_rate"], ...] = ("throughput", "error_rate")
     resources: tuple[Literal["cpu_usage", "memory_usage"], ...] = ("cpu_usage", "memory_usage")
     collection_interval: PositiveInt = 30
 
 
-class ApplicationMetrics(_Strict):
+class ApplicationMetrics(Strict):
     response_times: tuple[Literal["avg", "p95", "p99"], ...] = ("avg", "p95", "p99")
     error_rates: tuple[Literal["total", "by_type"], ...] = ("total", "by_type")
     throughput: tuple[Literal["requests_per_second", "data_transfer"], ...] = (
@@ -135,13 +130,13 @@ class ApplicationMetrics(_Strict):
     collection_interval: PositiveInt = 15
 
 
-class MetricsCollection(_Strict):
+class MetricsCollection(Strict):
     system_metrics: SystemMetrics = SystemMetrics()
     service_metrics: ServiceMetrics = ServiceMetrics()
     application_metrics: ApplicationMetrics = ApplicationMetrics()
 
 
-class ServiceCheck(_Strict):
+class ServiceCheck(Strict):
     """One check that every service has to pass."""
 
     type: Literal["http", "tcp"]
@@ -169,7 +164,7 @@ class ServiceCheck(_Strict):
         return f"{self.type} {self.endpoint or self.port}"
 
 
-class ServiceChecks(_Strict):
+class ServiceChecks(Strict):
     interval: PositiveInt = 60
     timeout: PositiveFloat = 10
     retries: Annotated[int, Field(ge=0, le=10)] = 3
@@ -191,7 +186,7 @@ class ServiceChecks(_Strict):
         return self
 
 
-class DependencyChecks(_Strict):
+class DependencyChecks(Strict):
     interval: PositiveInt = 120
     services: tuple[Literal["database", "cache", "storage"], ...] = (
         "database",
@@ -206,12 +201,12 @@ class DependencyChecks(_Strict):
     )
 
 
-class HealthChecks(_Strict):
+class HealthChecks(Strict):
     service_checks: ServiceChecks = ServiceChecks()
     dependency_checks: DependencyChecks = DependencyChecks()
 
 
-class Prometheus(_Strict):
+class Prometheus(Strict):
     """Where an application's metrics are, and what it calls them."""
 
     endpoint: str = "/metrics"
@@ -224,7 +219,7 @@ class Prometheus(_Strict):
     """A counter of bytes."""
 
 
-class Service(_Strict):
+class Service(Strict):
     """A service that is watched."""
 
     host: str = "127.0.0.1"
@@ -243,7 +238,7 @@ class Service(_Strict):
         return self
 
 
-class Dependency(_Strict):
+class Dependency(Strict):
     """Where a dependency is, and what it must be able to do."""
 
     address: str | None = None
@@ -277,7 +272,7 @@ class Dependency(_Strict):
         return self
 
 
-class Monitoring(_Strict):
+class Monitoring(Strict):
     """Health monitoring of hosts, services and applications."""
 
     enabled: bool = False

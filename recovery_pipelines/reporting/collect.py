@@ -26,7 +26,8 @@ from recovery_pipelines.evidence.signoff import Standing, standings_of
 from recovery_pipelines.faults.catalogue import source_faults
 from recovery_pipelines.notifications import receipts
 from recovery_pipelines.plan import Plan
-from recovery_pipelines.plan.model import SCENARIO_STEPS, Objectives, Target
+from recovery_pipelines.plan.scenarios import SCENARIO_STEPS
+from recovery_pipelines.plan.targets import Objectives, Target
 from recovery_pipelines.reporting.model import (
     Anomaly,
     Attempt,

@@ -14,7 +14,7 @@ from pwd import getpwnam
 import pandas as pd
 
 from recovery_pipelines.errors import ServiceError
-from recovery_pipelines.plan.model import Service as Declared
+from recovery_pipelines.plan.targets import Service as Declared
 from recovery_pipelines.tools import find_tool
 
 ROOM = Path("/mnt")

@@ -1,0 +1,205 @@
+"""The plan's `targets`: what must be recoverable."""
+
+import graphlib
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import (
+    BeforeValidator,
+    ByteSize,
+    Discriminator,
+    Field,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    Tag,
+    field_validator,
+    model_validator,
+)
+
+from recovery_pipelines.plan.base import Name, Strict, unique
+
+NetworkFailure = Literal["link_down", "drop", "one_sided_drop", "loss", "rate_limit"]
+Aspect = Literal[
+    "content",
+    "device",
+    "hard_link_group",
+    "link_target",
+    "mode",
+    "mtime",
+    "owner",
+    "type",
+    "xattr",
+]
+
+
+class Dataset(Strict):
+    """Seeded synthetic data that looks like a data team's."""
+
+    size: Annotated[ByteSize, Field(ge=1_000_000)]
+    """Such as `64MB` or `10GB`; at least 1 MB."""
+    seed: int = 1
+
+
+class Faults(Strict):
+    """The damage that `simulate_corruption` does."""
+
+    kinds: tuple[str, ...] | Literal["all"] = "all"
+    count: PositiveInt | None = None
+    """How many faults are injected, kinds taken in turn; if left out, each kind once."""
+
+
+class Objectives(Strict):
+    """What recovery must achieve. A miss is a finding of its own; it does not undo a restore."""
+
+    rto_seconds: PositiveFloat | None = None
+    """Longest acceptable time from the detection of damage to verified, published data."""
+    rpo_seconds: NonNegativeFloat | None = None
+    """Longest acceptable stretch of lost writes."""
+
+
+def _engine_names(value: object) -> object:
+    return (value,) if isinstance(value, str) else value
+
+
+class Target(Strict):
+    """What must be recoverable: a real tree (`path`, copied, never touched) or test data."""
+
+    path: Path | None = None
+    dataset: Dataset | None = None
+    engines: Annotated[tuple[str, ...], BeforeValidator(_engine_names), Field(min_length=1)] = (
+        "tar",
+    )
+    increments: Annotated[int, Field(ge=3, le=100)] = 3
+    """Incremental backups after the full one, with changes between them."""
+    recovery: Literal["selective", "full"] = "selective"
+    """What `trigger_recovery` restores: only what is damaged, or everything."""
+    repeats: Annotated[int, Field(ge=1, le=9)] = 1
+    """How often the newest generation is fetched and verified in one drill; the median counts."""
+    faults: Faults = Faults()
+    objectives: Objectives = Objectives()
+    not_kept: tuple[Aspect, ...] = ()
+    """Aspects that the target does not promise to keep; recorded in every result."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if (self.path is None) == (self.dataset is None):
+            raise ValueError("give either `path` (a real tree to copy) or `dataset` (test data)")
+        return self
+
+
+class HealthCheck(Strict):
+    """How a service is seen to work: exactly one key."""
+
+    http: Annotated[str, Field(pattern=r"^/\S*$")] | None = None
+    """A path that must answer 200."""
+    tcp: Literal[True] | None = None
+    """The port accepts connections."""
+    sql: str | None = None
+    """A statement, sent to a PostgreSQL server."""
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Self:
+        if sum(way is not None for way in (self.http, self.tcp, self.sql)) != 1:
+            raise ValueError("a health check has exactly one of: http, tcp, sql")
+        return self
+
+
+class Service(Strict):
+    """One service of a stack: a kind that we know, or a command of yours."""
+
+    kind: Literal["postgres", "redis", "application"] | None = None
+    """`application` is a small HTTP server that reads and writes what it depends on."""
+    settings: dict[str, str] = {}
+    """Of postgres or redis, added to the defaults."""
+    command: tuple[str, ...] = ()
+    """Stays in the foreground; `{data}` is its directory on the volume, `{port}` its port."""
+    user: str | None = None
+    """Whom it runs as where drills run as root."""
+    port: Annotated[int, Field(ge=1, le=65535)] | None = None
+    health: HealthCheck | None = None
+    depends_on: tuple[Name, ...] = ()
+    may_lose_seconds: NonNegativeFloat = 0
+    """Acknowledged writes that a power cut may cost: how long before the cut they may be."""
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Self:
+        if (self.kind is None) == (not self.command):
+            raise ValueError("give either `kind` (postgres, redis, application) or `command`")
+        if self.command and (self.port is None or self.health is None):
+            raise ValueError("a `command` needs its `port` and a `health` check")
+        if self.settings and self.kind not in ("postgres", "redis"):
+            raise ValueError("`settings` belong to the kinds postgres and redis")
+        return self
+
+
+class ServicesTarget(Strict):
+    """A stack of services that must be recoverable."""
+
+    services: Annotated[dict[Name, Service], Field(min_length=1)]
+    response_seconds: PositiveFloat = 0.5
+    """Within this, 95 % of the requests must be answered after a recovery."""
+    objectives: Objectives = Objectives()
+
+    @property
+    def not_kept(self) -> tuple[str, ...]:
+        return ()
+
+    @model_validator(mode="after")
+    def _can_be_started(self) -> Self:
+        for name, service in self.services.items():
+            unknown = sorted(set(service.depends_on) - set(self.services))
+            if unknown:
+                raise ValueError(f"{name} depends on {unknown[0]}, which is no service here")
+        try:
+            graph = {name: service.depends_on for name, service in self.services.items()}
+            graphlib.TopologicalSorter(graph).prepare()
+        except graphlib.CycleError as error:
+            raise ValueError(
+                f"services depend on each other: {' → '.join(error.args[1])}"
+            ) from None
+        return self
+
+
+class ReplicationTarget(Strict):
+    """A database on a primary and a standby, which takes over when the primary is cut off."""
+
+    replication: Literal["synchronous", "asynchronous"]
+    fencing: bool = True
+    """Stop the primary before the standby is promoted."""
+    failures: Annotated[tuple[NetworkFailure, ...], Field(min_length=1)] = ("drop",)
+    """What happens to the primary's network; one drill for each."""
+    failover_seconds: PositiveFloat = 10
+    """From the failure to a standby that takes writes."""
+    latency_seconds: PositiveFloat = 0.05
+    """Within this, 95 % of the echoes must come back after the restoration."""
+    may_lose_seconds: NonNegativeFloat = 0
+    """Asynchronous only: the longest acceptable stretch of acknowledged writes that are lost."""
+    objectives: Objectives = Objectives()
+
+    @property
+    def not_kept(self) -> tuple[str, ...]:
+        return ()
+
+    @model_validator(mode="after")
+    def _synchronous_loses_nothing(self) -> Self:
+        if self.replication == "synchronous" and self.may_lose_seconds:
+            raise ValueError("may_lose_seconds belongs to asynchronous replication")
+        return self
+
+    _no_repeats = field_validator("failures")(unique)
+
+
+def _target_tag(value: object) -> str:
+    keys = value if isinstance(value, dict) else vars(value)
+    tags = {"services": SERVICES_TAG, "replication": REPLICATION_TAG}
+    return next((tag for key, tag in tags.items() if key in keys), TREE_TAG)
+
+
+TREE_TAG, SERVICES_TAG, REPLICATION_TAG = "file-tree", "service-stack", "replicated-database"
+AnyTarget = Annotated[
+    Annotated[Target, Tag(TREE_TAG)]
+    | Annotated[ServicesTarget, Tag(SERVICES_TAG)]
+    | Annotated[ReplicationTarget, Tag(REPLICATION_TAG)],
+    Discriminator(_target_tag),
+]
