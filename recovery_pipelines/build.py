@@ -101,7 +101,7 @@ def build_definitions(plan: Plan | Path | str | None = None) -> dg.Definitions:
             notifications.build(plan),
             sandbox_reaper.build(plan.data_home),
             *([analysis.build(derived)] if derived else []),
-            *_sign_off_sensors(plan, specs, tables[:1]),
+            *_sign_off_sensors(plan, specs, tables[:1], derived[len(tables) :]),
             *watchers,
         ],
     )
@@ -115,10 +115,14 @@ def stage_assets(spec: DrillSpec) -> Sequence[dg.AssetsDefinition]:
 
 
 def _sign_off_sensors(
-    plan: Plan, specs: Sequence[DrillSpec], history: Sequence[dg.AssetsDefinition]
+    plan: Plan,
+    specs: Sequence[DrillSpec],
+    history: Sequence[dg.AssetsDefinition],
+    reports: Sequence[dg.AssetsDefinition],
 ) -> list[dg.SensorDefinition]:
     asked = [spec for spec in specs if spec.manual_verification.required_checks]
-    return [sign_offs.build(plan, asked, [asset.key for asset in history])] if asked else []
+    keys = [[key for asset in assets for key in asset.keys] for assets in (history, reports)]
+    return [sign_offs.build(plan, asked, *keys)] if asked else []
 
 
 def _analysis_assets(plan: Plan, specs: Sequence[DrillSpec]) -> list[dg.AssetsDefinition]:

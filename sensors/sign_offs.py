@@ -1,4 +1,4 @@
-"""Shows sign-offs in Dagster: the check `manual_verification` turns, the history is made anew."""
+"""Shows sign-offs in Dagster: the check `manual_verification` turns, reports are made anew."""
 
 from collections.abc import Sequence
 
@@ -10,9 +10,16 @@ from recovery_pipelines.plan import DrillSpec, Plan
 
 
 def build(
-    plan: Plan, specs: Sequence[DrillSpec], refreshed: Sequence[dg.AssetKey]
+    plan: Plan,
+    specs: Sequence[DrillSpec],
+    history: Sequence[dg.AssetKey],
+    reports: Sequence[dg.AssetKey],
 ) -> dg.SensorDefinition:
-    """The sensor `recovery_sign_offs`; `refreshed` assets are made anew after a sign-off."""
+    """The sensor `recovery_sign_offs`.
+
+    After a sign-off the assets `history` are made anew, and the month's `reports`.
+    """
+    refreshed = [*history, *reports]
 
     @dg.sensor(
         name="recovery_sign_offs",
@@ -30,9 +37,18 @@ def build(
             return dg.SkipReason(f"the evidence is broken: {error}")
         if not found:
             return dg.SkipReason("nothing was signed since")
-        anew = [dg.RunRequest(run_key=f"sign-off {seq}", asset_selection=list(refreshed))]
-        return dg.SensorResult(
-            asset_events=found, cursor=str(seq), run_requests=anew if refreshed else []
-        )
+        anew = []
+        if history:
+            anew.append(dg.RunRequest(run_key=f"sign-off {seq}", asset_selection=list(history)))
+        if reports:
+            anew += [
+                dg.RunRequest(
+                    run_key=f"sign-off {seq} {month}",
+                    partition_key=month,
+                    asset_selection=list(reports),
+                )
+                for month in sorted({str(each.partition) for each in found})
+            ]
+        return dg.SensorResult(asset_events=found, cursor=str(seq), run_requests=anew)
 
     return recovery_sign_offs

@@ -14,11 +14,13 @@ from recovery_pipelines import evidence
 from recovery_pipelines.analysis.history import load_history
 from recovery_pipelines.build import build_definitions
 from recovery_pipelines.drills.data_recovery import carry_out
+from recovery_pipelines.drills.failure import tell_sign_off
 from recovery_pipelines.drills.record import result_folders
 from recovery_pipelines.errors import EvidenceError
 from recovery_pipelines.evidence import keys, statement
 from recovery_pipelines.evidence.chain import append_about, check_chain, read_chain
 from recovery_pipelines.evidence.signoff import Standing, sign_off, standings
+from recovery_pipelines.reporting.publish import write_reports
 from recovery_pipelines.verdict import Verdict
 from tests.plans import MONTH, content, make_spec
 from tests.test_evidence import chain_path, is_accepted, record_of, results, seal
@@ -35,11 +37,14 @@ def asking(number: int, automated: Verdict = Verdict.PASS) -> dict[str, Any]:
     asked = {"required_checks": CHECKS, "documentation": FIELDS}
     verdict = automated if automated is Verdict.FAIL else Verdict.UNVERIFIED
     changes = {"verdict": verdict, "automated_verdict": automated, "manual_verification": asked}
-    return record_of(number) | changes
+    return record_of(number) | changes | {"started_at": f"2026-11-{number:02}T03:00:00+00:00"}
 
 
-def seal_asking(home: Path, number: int = 1, automated: Verdict = Verdict.PASS) -> Standing:
+def seal_asking(
+    home: Path, number: int = 1, automated: Verdict = Verdict.PASS, drill: str | None = None
+) -> Standing:
     record, folder = asking(number, automated), results(home, number)
+    record["drill"] = drill or record["drill"]
     (folder / "record.json").write_text(json.dumps(record, default=str))
     entry = evidence.seal(home, folder, record)
     return next(s for s in standings(home) if s.drill.digest == entry.digest)
@@ -197,8 +202,12 @@ def test_dagster_shows_what_was_signed(tmp_path: Path) -> None:
             tick = look(cursor)
             (event,) = tick.asset_events
             assert (event.asset_check_key, event.partition) == (key, MONTH)
-            assert [run.asset_selection for run in tick.run_requests] == [
-                [dg.AssetKey("drill_history")]
+            assert [
+                (run.partition_key, {key.to_user_string() for key in run.asset_selection})
+                for run in tick.run_requests
+            ] == [
+                (None, {"drill_history"}),
+                (MONTH, {"detailed_report", "executive_summary"}),
             ]
             shown.append((event.passed, event.severity.value, event.metadata["verdict"].value))
             cursor = tick.cursor
@@ -210,6 +219,30 @@ def test_dagster_shows_what_was_signed(tmp_path: Path) -> None:
         ]
     names = [sensor.name for sensor in build_definitions(make_spec(tmp_path).plan).sensors or []]
     assert "recovery_sign_offs" not in names
+
+
+def test_the_teams_hear_of_a_verdict_that_a_signature_turned(tmp_path: Path) -> None:
+    spec = make_spec(tmp_path)
+    plan, home = spec.plan, spec.plan.data_home
+    drill = seal_asking(home, 1, drill=spec.name)
+
+    def told() -> list[str]:
+        path = home / "notifications.jsonl"
+        lines = path.read_text().splitlines() if path.exists() else []
+        return [json.loads(line)["subject"].split(MONTH)[1] for line in lines]
+
+    assert not tell_sign_off(plan, sign(home, drill, CHECKS[0]))
+    assert tell_sign_off(plan, sign(home, drill, CHECKS[1]))
+    assert told() == [], "it had never failed"
+    assert tell_sign_off(plan, sign(home, drill, result="fail", by="Grace Hopper"))
+    assert told() == [f": failed by sign-off of {CHECKS[0]}"]
+    assert not tell_sign_off(plan, sign(home, drill, result="fail", by="Ada Lovelace"))
+    assert len(told()) == 1, "it is known"
+    later = seal_asking(home, 2, drill=spec.name)
+    for check in CHECKS:
+        tell_sign_off(plan, sign(home, later, check))
+    assert told()[1:] == [": resolved"]
+    assert not tell_sign_off(plan, sign(home, drill, result="fail", by="Alan Turing"))
 
 
 def test_a_real_drill_passes_after_its_sign_offs(tmp_path: Path) -> None:
@@ -240,6 +273,17 @@ def test_a_real_drill_passes_after_its_sign_offs(tmp_path: Path) -> None:
         done = recovery("signoff", spec.name, *plan, *who, "--check", check, *written)
         assert done.returncode == 0, done.stderr
     assert ": PASS" in done.stdout
+    home = spec.plan.data_home
+    summary = home / "reports" / MONTH / "detailed_report.json"
+    assert str(summary) in done.stdout
+    assert json.loads(summary.read_text())["drills"][0]["verdict"] == "PASS"
+    sent = (home / "notifications.jsonl").read_text()
+    assert sent.count(f'"recovery report {MONTH}') == 2, (
+        "not with the signature that turned nothing"
+    )
+    bytes_before = summary.read_bytes()
+    write_reports(home, spec.plan, MONTH)
+    assert summary.read_bytes() == bytes_before
     assert "0 wait" in recovery("signoff", *plan).stdout
     done = recovery("signoff", "no_drill", *plan, *who, "--check", CHECKS[0], *written)
     assert spec.name in done.stderr

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from recovery_pipelines.cli.plan import plan_option
+from recovery_pipelines.drills.failure import tell_sign_off
 from recovery_pipelines.errors import EvidenceError, RecoveryError
 from recovery_pipelines.evidence.signoff import (
     Result,
@@ -17,6 +18,7 @@ from recovery_pipelines.evidence.signoff import (
     standings,
 )
 from recovery_pipelines.plan import find_plan, load_plan
+from recovery_pipelines.reporting.publish import distribute, write_reports
 
 _WIDTH_WITHOUT_TERMINAL = 160
 
@@ -51,7 +53,8 @@ def command(
     A drill whose plan asks for manual checks is UNVERIFIED until each is signed with `pass`; a
     `fail` makes it FAIL. Texts become part of the evidence: no secrets, no data of the target.
     """
-    home = load_plan(plan_path or find_plan()).data_home
+    plan = load_plan(plan_path or find_plan())
+    home = plan.data_home
     if lists or drill is None:
         _list([s for s in standings(home) if s.required_checks and drill in (None, _drill(s))])
         return
@@ -74,6 +77,15 @@ def command(
     click.echo(f"entry {entry.seq} {entry.digest}: {check} {result} by {by} ({role})")
     waits = f"; waits for {', '.join(signed.waiting)}" if signed.waiting else ""
     click.echo(f"{signed.drill.folder}: {signed.verdict}{waits}")
+    tell_sign_off(plan, signed)
+    try:
+        publication = write_reports(home, plan, signed.drill.month)
+        distribute(home, plan, publication)
+    except (OSError, RecoveryError) as error:
+        click.echo(f"signed, but the reports are as before: {error}; `recovery report`", err=True)
+        return
+    for file in publication.files:
+        click.echo(file.path)
 
 
 def _find(home: Path, drill: str, month: str | None, run_id: str | None) -> Standing:

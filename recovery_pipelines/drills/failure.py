@@ -7,7 +7,7 @@ were told of, and when the drill last passed.
 import json
 import logging
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,9 +15,10 @@ from typing import Any
 
 from recovery_pipelines.drills.record import DrillRecord, folder_of, read_record
 from recovery_pipelines.errors import RecoveryError
+from recovery_pipelines.evidence.signoff import Standing
 from recovery_pipelines.files import replacing
 from recovery_pipelines.notifications import post, receipts, send_pending
-from recovery_pipelines.plan import DrillSpec
+from recovery_pipelines.plan import DrillSpec, Plan
 from recovery_pipelines.sandbox import exclusive
 from recovery_pipelines.sandbox.lease import private_directory
 from recovery_pipelines.verdict import Verdict
@@ -46,22 +47,56 @@ def tell_failure(
     subject = f"recovery drill {spec.name} {month}: failed"
     if stopped:
         subject += f"; stopped: {', '.join(stopped)}"
-    details = {
-        "drill": spec.name,
-        "target": spec.target_name,
-        "month": month,
-        "run_id": run_id,
-        "verdict": record.verdict if record else Verdict.ERROR,
-        "reason": reason,
-        "stopped": list(stopped),
-    }
+    verdict = record.verdict if record else Verdict.ERROR
+    details = {"run_id": run_id, "verdict": verdict, "reason": reason, "stopped": list(stopped)}
+    _tell_once(spec, month, began_at, what, subject, details)
+
+
+def tell_sign_off(plan: Plan, after: Standing) -> bool:
+    """Tell the teams if the newest sign-off turned the effective verdict; returns whether it did.
+
+    Never raises for what cannot be kept or sent. A drill that left the plan has no teams.
+    """
+    if after.before.verdict is after.verdict:
+        return False
+    predicate = after.drill.predicate
+    drill, month, began_at = predicate["drill"], after.drill.month, predicate["started_at"]
+    spec = next((spec for spec in plan.drills() if spec.name == drill["drill"]), None)
+    if spec is None:
+        log.warning("%s is not in the plan: nobody is told", drill["drill"])
+    elif after.verdict is Verdict.PASS:
+        tell_resolved(spec, month, datetime.fromisoformat(began_at))
+    elif after.verdict is Verdict.FAIL:
+        signed = after.sign_offs[-1]
+        details = {
+            "run_id": drill["run_id"],
+            "verdict": after.verdict,
+            "reason": f"{signed.check} was signed `fail` by {signed.by} ({signed.role})",
+            "evidence": f"{signed.entry.seq} {signed.entry.digest}",
+        }
+        what = f"FAIL by sign-off of {signed.check}"
+        subject = f"recovery drill {spec.name} {month}: failed by sign-off of {signed.check}"
+        _tell_once(spec, month, began_at, what, subject, details)
+    return True
+
+
+def _tell_once(
+    spec: DrillSpec,
+    month: str,
+    began_at: str,
+    what: str,
+    subject: str,
+    details: Mapping[str, object],
+) -> None:
+    """Tell of the failure `what` of the drill that began then, unless the teams know of it."""
+    details = {"drill": spec.name, "target": spec.target_name, "month": month, **details}
     teams = spec.automation.notification
     try:
         with _remembered(spec.plan.data_home) as failures:
             told = _told(failures, spec, what)
             message_id = told or post(spec.plan, teams, subject, details)
             before = failures.get(spec.name, {})
-            if _after(began_at, before.get("passed_at")):
+            if _is_latest(began_at, before.get("passed_at")):
                 failures[spec.name] = before | {
                     "target": spec.target_name,
                     "engine": spec.engine,
@@ -145,11 +180,16 @@ def _told(failures: dict[str, Any], spec: DrillSpec, what: str) -> str | None:
 
 
 def _is_open(entry: dict[str, Any]) -> bool:
-    return "failed_at" in entry and _after(entry["failed_at"], entry.get("passed_at"))
+    return "failed_at" in entry and _is_latest(entry["failed_at"], entry.get("passed_at"))
 
 
-def _after(moment: str, other: str | None) -> bool:
-    return other is None or datetime.fromisoformat(moment) > datetime.fromisoformat(other)
+def _is_latest(failed_at: str, passed_at: str | None) -> bool:
+    """Times are those of the drills' starts. A drill that passed can fail by a later sign-off."""
+    return passed_at is None or not _after(passed_at, failed_at)
+
+
+def _after(moment: str, other: str) -> bool:
+    return datetime.fromisoformat(moment) > datetime.fromisoformat(other)
 
 
 @contextmanager

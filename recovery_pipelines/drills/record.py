@@ -1,6 +1,7 @@
 """The record that each drill leaves: `record.json` in its folder."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,14 +53,17 @@ class DrillRecord:
 
     @property
     def reason(self) -> str:
-        """Why the drill is not PASS, in one line."""
+        """Why the drill is not PASS, in one line, as long as nobody signed anything."""
+        return self.reason_with([f"{name} waits for a sign-off" for name in self.manual_checks])
+
+    def reason_with(self, manual: Sequence[str]) -> str:
+        """The same, where `manual` tells how its manual checks stand."""
         failed = [
             f"{check.name}: {check.found}"
             for check in self.checks
             if check.verdict is not Verdict.PASS
         ]
-        waits = [f"{name} waits for a sign-off" for name in self.manual_checks]
-        return "; ".join([*failed, *self.messages, *waits]) or self.verdict.explanation
+        return "; ".join([*failed, *self.messages, *manual]) or self.verdict.explanation
 
 
 def folder_of(home: Path, drill: str, month: str, run_id: str) -> Path:

@@ -84,6 +84,11 @@ class Standing:
         return [check.name for check in self.checks if check.verdict is Verdict.UNVERIFIED]
 
     @property
+    def before(self) -> "Standing":
+        """As it was before the newest sign-off."""
+        return Standing(self.drill, self.sign_offs[:-1])
+
+    @property
     def verdict(self) -> Verdict:
         """The effective verdict: the worst of the automated one and the manual checks."""
         return worst([self.automated_verdict, *(check.verdict for check in self.checks)])
@@ -130,7 +135,7 @@ def sign_off(
     role: Role,
     documentation: Mapping[str, str],
 ) -> Standing:
-    """Sign one manual check of a sealed drill; returns how the drill stands then.
+    """Sign one manual check of a sealed drill; returns how the drill stands with this signature.
 
     Raises EvidenceError for a check or documentation that the drill does not ask for or that
     lacks, for a person who holds the other role already (four eyes), and for a role that passed
@@ -158,8 +163,9 @@ def sign_off(
             "recorded_as": f"uid {os.geteuid()}",
         }
 
-    append_about(home, statement.SIGN_OFF_TYPE, choose)
-    return next(s for s in standings(home) if s.drill.digest == drill.digest)
+    entry = append_about(home, statement.SIGN_OFF_TYPE, choose)
+    standing = next(s for s in standings(home) if s.drill.digest == drill.digest)
+    return Standing(standing.drill, [s for s in standing.sign_offs if s.entry.seq <= entry.seq])
 
 
 def _require_asked(standing: Standing, check: str, documentation: Mapping[str, str]) -> None:

@@ -149,7 +149,7 @@ def _drill(
     elif record is None:
         reason = tried[-1].problem or verdict.explanation
     elif verdict is not Verdict.PASS:
-        reason = record.reason
+        reason = _reason(record, chain.standing(folder))
     elif found:
         reason = f"an earlier attempt was {worst(found)}: a second try does not undo a finding"
     else:
@@ -189,6 +189,14 @@ def _drill(
         evidence=chain.sealed(folder),
     )
     return drill, record
+
+
+def _reason(record: DrillRecord, standing: Standing | None) -> str:
+    if standing is None:
+        return record.reason
+    waits = [f"{name} waits for a sign-off" for name in standing.waiting]
+    failed = [f"{c.name}: {c.found}" for c in standing.checks if c.verdict is Verdict.FAIL]
+    return record.reason_with([*waits, *failed])
 
 
 def _provenance(content: Mapping[str, Any]) -> dict[str, str]:

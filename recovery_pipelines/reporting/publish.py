@@ -16,8 +16,11 @@ from recovery_pipelines.reporting.collect import build_report
 from recovery_pipelines.reporting.model import Report
 from recovery_pipelines.reporting.render import FORMATS, PdfUnavailable, render
 from recovery_pipelines.reporting.summary import summarize
+from recovery_pipelines.sandbox import exclusive
 
 _SENT_NAME = "distributed.json"
+_LOCK = "reports"
+_LOCK_TIMEOUT_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -90,10 +93,8 @@ def distribute(home: Path, plan: Plan, publication: Publication) -> Sequence[str
     report = publication.report
     sent = report_folder(home, report.month) / _SENT_NAME
     names = list(dict.fromkeys(file.name for file in publication.files))
-    # What did not arrive is in a report too: it must not make the same report go out again.
-    lasting = report.model_copy(update={"failed_messages": ()}).model_dump_json()
-    content = {"formats": names, "sha256": hashlib.sha256(lasting.encode()).hexdigest()}
-    if not teams or not names or (sent.exists() and json.loads(sent.read_text()) == content):
+    content = {"formats": names, "sha256": _worth_telling(report)}
+    if not teams or not names:
         return ()
     attached = [
         file.path
@@ -110,7 +111,26 @@ def distribute(home: Path, plan: Plan, publication: Publication) -> Sequence[str
         "reports": [str(path) for path in attached],
     }
     subject = f"recovery report {report.month}: {report.verdict}"
-    notify(plan, teams, subject, details, attachments=attached)
-    with replacing(sent, many_writers=True) as unfinished:
-        unfinished.write_text(json.dumps(content))
+    with exclusive(home, _LOCK, _LOCK_TIMEOUT_SECONDS):
+        if sent.exists() and json.loads(sent.read_text()) == content:
+            return ()
+        notify(plan, teams, subject, details, attachments=attached)
+        with replacing(sent) as unfinished:
+            unfinished.write_text(json.dumps(content))
     return teams
+
+
+def _worth_telling(report: Report) -> str:
+    """SHA-256 of what makes a report go out again if it changes.
+
+    Neither a message that did not arrive does, nor a signature that turned no verdict.
+    """
+    lasting = report.model_copy(
+        update={
+            "failed_messages": (),
+            "manual_verification": (),
+            "evidence": report.evidence.model_copy(update={"head": None}),
+            "drills": tuple(drill.model_copy(update={"reason": ""}) for drill in report.drills),
+        }
+    )
+    return hashlib.sha256(lasting.model_dump_json().encode()).hexdigest()
