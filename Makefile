@@ -34,6 +34,8 @@ check: .venv/installed-dev
 bench: .venv/installed-dev  ## Measure beside the peers (tools are installed)
 	scripts/install-system-packages $(BENCH_PACKAGES)
 	$(BIN)/python benchmarks/bench_manifest.py
+	$(BIN)/python benchmarks/bench_drill.py
+	$(BIN)/python benchmarks/bench_analysis.py
 
 campaign: .venv/installed-dev  ## Many injections, clean runs and kills
 	scripts/install-system-packages $(TEST_PACKAGES)
