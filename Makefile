@@ -57,7 +57,7 @@ lock: .venv/installed-dev  ## Lock the dependencies anew
 		--no-strip-extras --no-emit-find-links --no-emit-index-url pyproject.toml --extra timestamp --extra ui --group build \
 		--output-file requirements.lock
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
-		--no-strip-extras --no-emit-find-links --no-emit-index-url pyproject.toml --extra timestamp --extra ui --extra postgres --group build --group dev \
+		--no-strip-extras --no-emit-find-links --no-emit-index-url pyproject.toml --extra timestamp --extra ui --extra postgres --extra tables --group build --group dev \
 		--constraint requirements.lock --output-file requirements-dev.lock
 
 clean:  ## Remove what drills and tools wrote, not the results' home

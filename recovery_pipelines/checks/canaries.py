@@ -7,6 +7,7 @@ an application worked with.
 
 import gzip
 import io
+import json
 import os
 import sqlite3
 from collections.abc import Callable, Collection, Iterable, Sequence
@@ -26,6 +27,10 @@ from recovery_pipelines.sandbox import Tree
 
 MADE_FOLDER = b"recovery-canary"
 """The folder of small made files, directly in the root of every sample."""
+
+MADE_DATA = MADE_FOLDER + b"/delta/part-0.parquet"
+MADE_LOG = MADE_FOLDER + b"/delta/_delta_log/00000000000000000000.json"
+"""Of a made Delta Lake table: its one data file, and the log that records it."""
 
 _ROWS = 100
 
@@ -70,6 +75,8 @@ class PlacedFault:
 
 
 def _status(tree: Tree, path: bytes) -> str:
+    if not tree.exists(path):
+        return "absent"
     found = tree.stat(path)
     return f"mode {found.st_mode & 0o7777:04o}, owner {found.st_uid}, {found.st_size} bytes"
 
@@ -144,15 +151,55 @@ def make_files(tree: Tree) -> None:
     tree.mkdir(inside(b"empty"))
     files = {name: build(0) for name, build, _ in _MADE_APPLICATION_FILES.values()}
     files |= {b"text": text, b"another": text[::-1]}
-    for name, content in files.items():
-        tree.write(inside(name), content)
-        tree.chmod(inside(name), 0o644)
+    for directory in (b"delta", b"delta/_delta_log"):
+        tree.mkdir(inside(directory), 0o755)
+        tree.chmod(inside(directory), 0o755)
+    data = table_file(rows=_ROWS)
+    contents = {inside(name): content for name, content in files.items()}
+    for path, content in (contents | {MADE_DATA: data, MADE_LOG: _delta_log(data)}).items():
+        tree.write(path, content)
+        tree.chmod(path, 0o644)
     tree.link(inside(b"text"), inside(b"hard-link"))
     tree.symlink(b"text", inside(b"symbolic-link"))
     with suppress(OSError):  # not every file system has extended attributes
         tree.setxattr(inside(b"text"), "user.recovery-canary", b"sings")
     for directory in (inside(b"empty"), MADE_FOLDER):
         tree.chmod(directory, 0o755)
+
+
+def table_file(rows: int) -> bytes:
+    """A data file of the made table."""
+    buffer = io.BytesIO()
+    pq.write_table(pa.table({"value": range(rows)}), buffer)
+    return buffer.getvalue()
+
+
+def _delta_log(data: bytes) -> bytes:
+    """The first version of a table with one file (the Delta transaction log protocol)."""
+    fields = [{"name": "value", "type": "long", "nullable": True, "metadata": {}}]
+    actions = (
+        {"protocol": {"minReaderVersion": 1, "minWriterVersion": 2}},
+        {
+            "metaData": {
+                "id": "00000000-0000-0000-0000-000000000000",
+                "format": {"provider": "parquet", "options": {}},
+                "schemaString": json.dumps({"type": "struct", "fields": fields}),
+                "partitionColumns": [],
+                "configuration": {},
+            }
+        },
+        {
+            "add": {
+                "path": MADE_DATA.rsplit(b"/", 1)[-1].decode(),
+                "partitionValues": {},
+                "size": len(data),
+                "modificationTime": 0,
+                "dataChange": True,
+                "stats": json.dumps({"numRecords": _ROWS}),
+            }
+        },
+    )
+    return "".join(json.dumps(action) + "\n" for action in actions).encode()
 
 
 def _values(changed: int) -> list[int]:
