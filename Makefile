@@ -8,7 +8,7 @@ TEST_PACKAGES := $(DRILL_PACKAGES) acl attr borgbackup chromium faketime iproute
 	pgbackrest postgresql redis-server restic rsync
 BENCH_PACKAGES := $(TEST_PACKAGES) b3sum hashdeep rclone xxhash
 
-.PHONY: help setup drill ui test check bench campaign lock clean
+.PHONY: help setup drill ui test check bench campaign matrix lock clean
 
 help:  ## Show the commands
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -40,6 +40,10 @@ bench: .venv/installed-dev  ## Measure beside the peers (tools are installed)
 campaign: .venv/installed-dev  ## Many injections, clean runs and kills
 	scripts/install-system-packages $(TEST_PACKAGES)
 	$(BIN)/python -m campaigns
+
+matrix: .venv/installed-dev  ## Plant thousands of faults and count who notices; goes on where it stopped
+	scripts/install-system-packages $(TEST_PACKAGES)
+	$(BIN)/python -m campaigns.matrix
 
 .venv/installed: requirements.lock pyproject.toml
 	scripts/install-system-packages $(DRILL_PACKAGES)

@@ -10,7 +10,7 @@ import pandas as pd
 
 from campaigns.clean_runs import awkward_runs, clean_runs
 from campaigns.history import open_history
-from campaigns.injections import Row, repository_injections, source_injections
+from campaigns.injections import Row, source_injections
 from campaigns.kills import kills
 from campaigns.problems import HELD_OUT_SEEDS, problem_histories
 from campaigns.story import stories
@@ -66,7 +66,6 @@ def _injections(home: Path) -> Iterator[Row]:
         for seed in seeds:
             with open_history(home, engine, seed) as history:
                 yield from source_injections(history, seed)
-                yield from repository_injections(history, seed)
 
 
 def _clean_runs(home: Path) -> Iterator[Row]:

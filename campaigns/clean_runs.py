@@ -6,8 +6,8 @@ from pathlib import Path
 
 from campaigns.history import History, open_history, verdict_columns
 from campaigns.injections import Row
-from campaigns.truth import look
 from recovery_pipelines.checks import CRITERIA, run_checks, self_test, self_test_verdict
+from recovery_pipelines.matrix.truth import look
 
 AWKWARD_LINK = b"awkward link"
 KNOWN_LOSS = [f"link_target of {AWKWARD_LINK!r}"]

@@ -13,13 +13,13 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from campaigns.truth import Truth, look
 from recovery_pipelines import manifest
 from recovery_pipelines.checks import CRITERIA, RecoveredState, capture_facts, examine, read_facts
 from recovery_pipelines.dataset import build_dataset, change_dataset
 from recovery_pipelines.drills.lifecycle import open_drill
 from recovery_pipelines.drills.run import DrillRun
 from recovery_pipelines.engines.base import Snapshot
+from recovery_pipelines.matrix.truth import Truth, look
 from recovery_pipelines.plan import DrillSpec, Plan, parse_plan
 from recovery_pipelines.sandbox import Tree
 from recovery_pipelines.verdict import CheckResult

@@ -1,25 +1,23 @@
-"""Every fault of the catalogue, one at a time: is it noticed, by whom, and does the data come back?
+"""Every fault in the live tree, one at a time: is it noticed, and does the data come back?
+
+Faults in repositories are in `campaigns.matrix`.
 
 Whether data really differ is never asked of the code under test, but of `truth`.
 """
 
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator
-from copy import copy
-from functools import partial
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
 from campaigns.history import History, verdict_columns
-from campaigns.truth import look
 from recovery_pipelines.checks import CRITERIA, run_checks
 from recovery_pipelines.dataset import copy_tree
 from recovery_pipelines.drills.data_recovery import recover
-from recovery_pipelines.engines.base import Engine
-from recovery_pipelines.errors import DrillTimeout, EngineError, RecoveryError
+from recovery_pipelines.errors import RecoveryError
 from recovery_pipelines.faults.base import Fault, InjectedFault, Layer
-from recovery_pipelines.faults.catalogue import inject, repository_faults, source_faults
+from recovery_pipelines.faults.catalogue import inject, source_faults
+from recovery_pipelines.matrix.truth import look
 from recovery_pipelines.sandbox import Tree
-from recovery_pipelines.verdict import Verdict
 
 Row = dict[str, Any]
 
@@ -51,50 +49,6 @@ def source_injections(
             row["recovered"] = history.examine(run.live, history.newest).comparison.identical
             row["recovered_truly"] = look(run.live.path) == history.truths[-1]
         yield row | {"seconds": time.monotonic() - began}
-
-
-def repository_injections(
-    history: History, seed: int, kinds: Collection[str] | None = None
-) -> Iterator[Row]:
-    """Each repository fault in a copy of the repository: which layer notices it?
-
-    `quick_check`, `full_check` and `restore` are `ok` or what was said; then `differs` (truth
-    about what was restored) and one verdict per criterion. All generations are restored, the
-    newest first, until one does not come back right.
-    """
-    damaged = history.run.sandbox.tree("damaged")
-    for fault in _chosen(repository_faults(), kinds):
-        began = time.monotonic()
-        _refill(damaged, history.run.repository)
-        injected = inject([fault], damaged, Layer.REPOSITORY, seed)
-        row = _row(history, Layer.REPOSITORY, fault, seed, injected)
-        if injected:
-            engine = _engine_on(history, damaged)
-            row["quick_check"] = _answer(engine.check)
-            row["full_check"] = _answer(partial(engine.full_check, history.ledger))
-            row |= _restored(history, engine)
-        yield row | {"seconds": time.monotonic() - began}
-
-
-def _restored(history: History, engine: Engine) -> Row:
-    """What comes back of the first generation that does not, from the newest on, or of the last."""
-    staging = history.run.sandbox.tree("restored")
-    for generation in reversed(range(len(history.ledger))):
-        staging.clear()
-        restore = _answer(partial(engine.restore, history.ledger[generation], staging.path))
-        state = history.examine(staging, generation)
-        row: Row = {
-            "generation": generation,
-            "restore": restore,
-            "differs": look(staging.path) != history.truths[generation],
-            "detected": not state.comparison.identical,
-            "kinds": sorted(state.comparison.counts),
-            **verdict_columns(run_checks(list(CRITERIA), state)),
-        }
-        passed = all(row[name] == Verdict.PASS for name in CRITERIA)
-        if restore != "ok" or row["differs"] or not passed:
-            break
-    return row
 
 
 def _chosen(known: dict[str, Fault], kinds: Collection[str] | None) -> Iterable[Fault]:
@@ -140,17 +94,3 @@ def _recover(history: History) -> str:
     except RecoveryError as error:
         return f"{type(error).__name__}: {error}"
     return "" if run.published else "not published: what was restored is not what it should be"
-
-
-def _engine_on(history: History, repository: Tree) -> Engine:
-    engine = copy(history.run.engine)
-    engine.repository = repository.path
-    return engine
-
-
-def _answer(action: Callable[[], None]) -> str:
-    try:
-        action()
-    except (EngineError, DrillTimeout) as error:
-        return f"{type(error).__name__}: {error}"
-    return "ok"

@@ -142,8 +142,6 @@ def _injections(rows: pd.DataFrame) -> str:
         f"{len(rows)} injections, {len(differing)} of which left data wrong; missed: {missed} "
         f"(95 % interval of the rate: {_interval(missed, len(differing))})."
     )
-    source = rows[rows["layer"] == "source"]
-    repository = rows[rows["layer"] == "repository"]
     return "\n\n".join(
         [
             "## Injections",
@@ -151,28 +149,13 @@ def _injections(rows: pd.DataFrame) -> str:
             _table(totals),
             "### Faults in the source, tar / restic",
             _by_kind(
-                source,
+                rows,
                 {
                     "injected": lambda each: each["place_found"],
                     "data wrong": lambda each: each["differs"],
                     "manifest": lambda each: each["detected"],
                     **{name: _failing(name) for name in _CRITERIA},
                     "recovered": lambda each: each["recovered_truly"].eq(True),
-                },
-            ),
-            "### Faults in the repository, tar / restic",
-            _by_kind(
-                repository,
-                {
-                    "injected": lambda each: each["place_found"],
-                    "quick check": lambda each: each["quick_check"] != "ok",
-                    "full check": lambda each: each["full_check"] != "ok",
-                    "restore refused": lambda each: each["restore"] != "ok",
-                    "data wrong": lambda each: each["differs"],
-                    "restore ok, data wrong": _restored_wrong,
-                    "all silent, data wrong": _silent,
-                    "criteria FAIL": _caught,
-                    "harmless": lambda each: ~each["differs"],
                 },
             ),
         ]
@@ -297,15 +280,6 @@ def _passed(rows: pd.DataFrame) -> "pd.Series[bool]":
 
 def _failing(name: str) -> Mask:
     return lambda rows: rows[name] == "FAIL"
-
-
-def _restored_wrong(rows: pd.DataFrame) -> "pd.Series[bool]":
-    return (rows["restore"] == "ok") & rows["differs"]
-
-
-def _silent(rows: pd.DataFrame) -> "pd.Series[bool]":
-    unnoticed = (rows["quick_check"] == "ok") & (rows["full_check"] == "ok")
-    return unnoticed & _restored_wrong(rows)
 
 
 def _alarmed(rows: pd.DataFrame) -> "pd.Series[bool]":

@@ -15,6 +15,7 @@ from recovery_pipelines.assets import (
     baseline_comparison,
     checksum_validation,
     corruption,
+    detection_matrix,
     drill_history,
     evidence_retention,
     incremental_backups,
@@ -85,11 +86,16 @@ def build_definitions(plan: Plan | Path | str | None = None) -> dg.Definitions:
         watched = monitoring_assets.build(plan.data_home, plan.monitoring)
         group_jobs.append(monitoring_job(watched))
         watchers = monitoring.build(plan, plan.monitoring, group_jobs[-1])
+    measured: list[dg.AssetsDefinition] = []
+    if plan.detection_matrix:
+        measured = [detection_matrix.build(plan, plan.detection_matrix)]
+        group_jobs.append(detection_matrix.job(plan))
     return dg.Definitions(
         assets=[
             *(asset for spec in specs for asset in stage_assets(spec)),
             *derived,
             retention,
+            *measured,
             *watched,
         ],
         resources=RESOURCES,

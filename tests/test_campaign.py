@@ -10,10 +10,10 @@ import pytest
 
 from campaigns.clean_runs import awkward_runs, clean_runs
 from campaigns.history import ENGINES, History, open_history
-from campaigns.injections import repository_injections, source_injections
+from campaigns.injections import source_injections
 from campaigns.summary import failures, known_loss, placed, summary
-from campaigns.truth import look
 from recovery_pipelines.checks import RecoveredState
+from recovery_pipelines.matrix.truth import look
 from recovery_pipelines.sandbox import Tree
 
 SEED = 7
@@ -27,10 +27,6 @@ KINDS = {
         "mtime_change",
     ),
     "restic": ("symlink_retarget", "xattr_lost"),
-}
-REPOSITORY_KINDS = {
-    "tar": ("torn_tail", "overwritten_by_sibling", "newest_deleted", "chmod_000"),
-    "restic": ("newest_deleted",),
 }
 
 Tables = dict[str, pd.DataFrame]
@@ -47,10 +43,7 @@ def tables(request: pytest.FixtureRequest, home: Path) -> Tables:
     if not shutil.which(engine):
         pytest.skip(f"{engine} is not installed (apt-get install {engine})")
     with open_history(home, engine, SEED) as history:
-        injected = [
-            *source_injections(history, SEED, KINDS[engine]),
-            *repository_injections(history, SEED, REPOSITORY_KINDS[engine]),
-        ]
+        injected = list(source_injections(history, SEED, KINDS[engine]))
         clean = list(clean_runs(history, SEED))
     clean += awkward_runs(home, engine)
     return {"injections": pd.DataFrame(injected), "clean_runs": pd.DataFrame(clean)}
@@ -60,7 +53,7 @@ def test_all_damage_is_caught_and_recovered_and_nothing_else_is_reported(tables:
     assert failures(tables) == []
     injected = placed(tables["injections"])
     engine = injected["engine"].iloc[0]
-    assert len(injected) == len(KINDS[engine]) + len(REPOSITORY_KINDS[engine])
+    assert len(injected) == len(KINDS[engine])
     assert injected["differs"].sum() >= len(injected) - 2, "nearly all faults leave data wrong"
     assert "missed: 0" in summary(tables)
 

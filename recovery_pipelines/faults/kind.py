@@ -212,9 +212,3 @@ def largest(entries: list[Entry], rng: Random) -> list[Entry]:
     """Files with content, the largest first."""
     filled = [entry for entry in entries if entry.is_file and entry.size]
     return sorted(filled, key=lambda entry: (-entry.size, entry.path))
-
-
-def newest(entries: list[Entry], rng: Random) -> list[Entry]:
-    """Files with content, the newest first."""
-    filled = [entry for entry in entries if entry.is_file and entry.size]
-    return sorted(filled, key=lambda entry: (-entry.mtime_ns, entry.path))

@@ -11,6 +11,8 @@ from recovery_pipelines.faults.kind import Chooser, Damage, Damager, Entry, Kind
 
 _TAIL_BYTES = 2048
 _INDEX_PREFIXES = (b"index", b"manifest")
+_AIDS = (*_INDEX_PREFIXES, b"hints", b"integrity", b"nonce")
+"""Names of what an engine can rebuild: such files are newer than the backup that they go with."""
 
 
 def _index_files(entries: list[Entry], rng: Random) -> list[Entry]:
@@ -20,6 +22,21 @@ def _index_files(entries: list[Entry], rng: Random) -> list[Entry]:
         for entry in entries
         if entry.is_file and any(p.startswith(_INDEX_PREFIXES) for p in entry.path.split(b"/"))
     ]
+
+
+def _newest_backup(entries: list[Entry], rng: Random) -> list[Entry]:
+    """Files that hold backups, the newest first.
+
+    Clocks tick slowly: of restic's files written in one tick the snapshot, last by name, is newest.
+    """
+    files = [
+        entry
+        for entry in entries
+        if entry.is_file
+        and entry.size
+        and not any(part.startswith(_AIDS) for part in entry.path.split(b"/"))
+    ]
+    return sorted(files, key=lambda entry: (entry.mtime_ns, entry.path), reverse=True)
 
 
 def delete_index(place: Place) -> Damage:
@@ -49,7 +66,7 @@ def _on(choose: Chooser, name: str, what: str, damage: Damager, family: Family) 
 
 _CAUGHT_BY = ("all_files_recovered", "checksums_match", "directory_structure_intact")
 _CONTENT, _STRUCTURE = Family.CONTENT, Family.STRUCTURE
-_LARGEST, _NEWEST = kind.largest, kind.newest
+_LARGEST, _NEWEST = kind.largest, _newest_backup
 
 KINDS = (
     _on(_LARGEST, "bit_flip", "one bit of the largest file", content.bit_flip, _CONTENT),
@@ -125,8 +142,20 @@ KINDS = (
         ransomware.encrypt_and_rename,
         Family.RANSOMWARE,
     ),
-    _on(_NEWEST, "newest_bit_flip", "one bit of the newest file", content.bit_flip, _CONTENT),
-    _on(_NEWEST, "newest_deleted", "the newest file is gone", structure.delete, _STRUCTURE),
+    _on(
+        _NEWEST,
+        "newest_bit_flip",
+        "one bit of the newest file that holds a backup",
+        content.bit_flip,
+        _CONTENT,
+    ),
+    _on(
+        _NEWEST,
+        "newest_deleted",
+        "the newest file that holds a backup is gone",
+        structure.delete,
+        _STRUCTURE,
+    ),
     _on(
         _index_files,
         "index_deleted",

@@ -12,6 +12,7 @@ from pydantic import Field, PrivateAttr, model_validator
 from recovery_pipelines.plan.base import Name, Strict, unique
 from recovery_pipelines.plan.channels import Channel, Smtp
 from recovery_pipelines.plan.execution import ExecutionControls, ManualVerification, TestExecution
+from recovery_pipelines.plan.matrix import DetectionMatrix
 from recovery_pipelines.plan.monitoring import Monitoring
 from recovery_pipelines.plan.reporting import Reporting, Retention, retention_days
 from recovery_pipelines.plan.scenarios import (
@@ -103,6 +104,7 @@ class Plan(Strict):
     """Needed by channels with `email`."""
     evidence: Evidence = Evidence()
     test_framework: TestFramework = TestFramework()
+    detection_matrix: DetectionMatrix | None = None
     monitoring: Monitoring | None = None
 
     _file_name: str = PrivateAttr("")
