@@ -12,7 +12,15 @@ import click
 import pandas as pd
 
 from recovery_pipelines.faults.base import Layer
-from recovery_pipelines.matrix.cells import cells, faults, interval, judge, silent_restores, totals
+from recovery_pipelines.matrix.cells import (
+    cells,
+    faults,
+    interval,
+    judge,
+    silent_restores,
+    summed,
+    totals,
+)
 from recovery_pipelines.matrix.run import keep_rows, trials
 from recovery_pipelines.plan import find_plan, load_plan
 from recovery_pipelines.sandbox import reap
@@ -72,6 +80,7 @@ def main(
 def summary(rows: pd.DataFrame) -> str:
     """The figures as Markdown."""
     counted = cells(rows)
+    in_copies = counted[counted["layer"] == Layer.RESTORED_COPY]
     wrong = int(faults(rows)["differs"].sum())
     lines = [f"{len(faults(rows))} injections, {wrong} of which left data wrong."]
     lines += [f"{result.name}: {result.verdict}, {result.found}." for result in judge(rows)]
@@ -86,7 +95,7 @@ def summary(rows: pd.DataFrame) -> str:
             )
         ),
         "### Faults in a restored copy: detected of asked, all engines",
-        _markdown(_pivot(_over_engines(counted[counted["layer"] == Layer.RESTORED_COPY]))),
+        _markdown(_pivot(summed(in_copies, "kind", "detector"))),
         "### Restores that reported success and brought wrong data",
         _markdown(silent_restores(rows)),
         "### Mean seconds per layer, 1 MB of data",
@@ -134,16 +143,6 @@ def _text(cell: Mapping[Hashable, Any]) -> str:
     text = f"{cell['detected']}/{cell['total']}"
     all_detected = cell["detected"] == cell["total"]
     return text if all_detected else f"{text} ({cell['rate_low']:.0%}–{cell['rate_high']:.0%})"
-
-
-def _over_engines(counted: pd.DataFrame) -> pd.DataFrame:
-    together = counted.groupby(["kind", "detector"], sort=False, as_index=False)[
-        ["detected", "total"]
-    ].sum()
-    bounds = [interval(row["detected"], row["total"]) for row in together.to_dict("records")]
-    return together.assign(
-        rate_low=[low for low, _ in bounds], rate_high=[high for _, high in bounds]
-    )
 
 
 def _markdown(table: pd.DataFrame) -> str:

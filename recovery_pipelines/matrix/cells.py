@@ -67,6 +67,15 @@ def cells(rows: Rows) -> pd.DataFrame:
     return pd.DataFrame(found)
 
 
+def summed(counted: pd.DataFrame, *by: str) -> pd.DataFrame:
+    """Cells taken together by these columns, with the exact interval of each sum."""
+    together = counted.groupby(list(by), sort=False, as_index=False)[["detected", "total"]].sum()
+    bounds = [interval(row["detected"], row["total"]) for row in together.to_dict("records")]
+    return together.assign(
+        rate_low=[low for low, _ in bounds], rate_high=[high for _, high in bounds]
+    )
+
+
 def silent_restores(rows: Rows) -> pd.DataFrame:
     """Restores that reported success and brought wrong data: `engine kind` and how many.
 

@@ -19,11 +19,13 @@ from recovery_pipelines.analysis.recommendations import recommendations, recomme
 from recovery_pipelines.checks.self_test import UNDAMAGED
 from recovery_pipelines.drills.metrics import RECOVERY_PHASES
 from recovery_pipelines.drills.record import DrillRecord, read_record
-from recovery_pipelines.errors import EvidenceError
+from recovery_pipelines.errors import EvidenceError, RecoveryError
 from recovery_pipelines.evidence import Entry, read_chain
 from recovery_pipelines.evidence.files import digests
 from recovery_pipelines.evidence.signoff import Standing, standings_of
 from recovery_pipelines.faults.catalogue import source_faults
+from recovery_pipelines.matrix.cells import cells, judge, silent_restores, summed
+from recovery_pipelines.matrix.run import newest_rows
 from recovery_pipelines.notifications import receipts
 from recovery_pipelines.plan import Plan
 from recovery_pipelines.plan.scenarios import SCENARIO_STEPS
@@ -33,6 +35,7 @@ from recovery_pipelines.reporting.model import (
     Attempt,
     Check,
     Detection,
+    DetectionMatrix,
     Drill,
     Environment,
     Evidence,
@@ -40,6 +43,8 @@ from recovery_pipelines.reporting.model import (
     FaultCoverage,
     History,
     ManualCheck,
+    MatrixCell,
+    MatrixCheck,
     MonthVerdict,
     NotTested,
     Objective,
@@ -49,6 +54,7 @@ from recovery_pipelines.reporting.model import (
     Report,
     Sealed,
     SignOff,
+    SilentRestores,
     Trend,
     TrendPoint,
     Unavailable,
@@ -97,6 +103,7 @@ def build_report(home: Path, plan: Plan, month: str) -> Report:
         if wanted.anomaly_detection
         else Unavailable(why="anomaly_detection is off in the plan"),
         detection=_detection(contents),
+        detection_matrix=_detection_matrix(home, month),
         fault_coverage=_fault_coverage(contents),
         not_tested=_not_tested(drills, missing, plan),
         recommendations=_recommendations(home, plan, month)
@@ -423,6 +430,25 @@ def _detection(records: Mapping[str, DrillRecord]) -> tuple[Detection, ...]:
     return tuple(
         Detection(check=check, kind=kind, planted=planted[check, kind], caught=caught[check, kind])
         for check, kind in sorted(planted)
+    )
+
+
+def _detection_matrix(home: Path, month: str) -> DetectionMatrix | Unavailable:
+    try:
+        measured_in, rows = newest_rows(home, month)
+    except RecoveryError as error:
+        return Unavailable(why=str(error))
+    counted = summed(cells(rows), "engine", "layer", "detector").to_dict("records")
+    silent = silent_restores(rows).drop(columns="checks_silent").to_dict("records")
+    return DetectionMatrix(
+        month=measured_in,
+        engines=dict(rows[["engine", "version"]].drop_duplicates().to_numpy().tolist()),
+        checks=tuple(
+            MatrixCheck(name=each.name, verdict=each.verdict, found=each.found)
+            for each in judge(rows)
+        ),
+        cells=tuple(MatrixCell.model_validate(row) for row in counted),
+        silent_restores=tuple(SilentRestores.model_validate(row) for row in silent),
     )
 
 

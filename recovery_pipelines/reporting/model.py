@@ -209,6 +209,47 @@ class Detection(_Part):
     caught: int
 
 
+class MatrixCell(_Part):
+    """How many damages one detector noticed, with the exact 95 % interval of the rate."""
+
+    engine: Text
+    layer: Text
+    """Where the damage was done: in the repository, or in a restored copy."""
+    detector: Text
+    detected: int
+    total: int
+    rate_low: float
+    rate_high: float
+
+
+class SilentRestores(_Part):
+    """Restores that reported success and brought wrong data."""
+
+    engine: Text
+    kind: Text
+    silent: int
+    of: int
+    caught: int
+    """How many our verdict caught."""
+
+
+class MatrixCheck(_Part):
+    name: Text
+    verdict: Verdict
+    found: Text
+
+
+class DetectionMatrix(_Part):
+    """The newest detection matrix: damage planted in generated data, and who noticed it."""
+
+    month: Text
+    engines: dict[Text, Text]
+    """Name and version."""
+    checks: tuple[MatrixCheck, ...]
+    cells: tuple[MatrixCell, ...]
+    silent_restores: tuple[SilentRestores, ...]
+
+
 class FaultCoverage(_Part):
     """One family of faults: the kinds that are known here, and those of the month's drills."""
 
@@ -311,6 +352,7 @@ class Report(_Part):
     trends: tuple[Trend, ...] | Unavailable
     anomalies: tuple[Anomaly, ...] | Unavailable
     detection: tuple[Detection, ...]
+    detection_matrix: DetectionMatrix | Unavailable
     fault_coverage: tuple[FaultCoverage, ...]
     not_tested: tuple[NotTested, ...]
     recommendations: tuple[Recommendation, ...] | Unavailable
