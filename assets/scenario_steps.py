@@ -6,7 +6,7 @@ import dagster as dg
 import pandas as pd
 
 from recovery_pipelines.drills.run import DrillRun
-from recovery_pipelines.drills.scenarios import SCENARIOS
+from recovery_pipelines.drills.scenarios import scenario_of
 from recovery_pipelines.orchestration.stages import (
     check_results,
     check_specs,
@@ -19,7 +19,7 @@ from recovery_pipelines.plan import DrillSpec
 
 def build(spec: DrillSpec) -> Sequence[dg.AssetsDefinition]:
     """One asset per step, in order; the checks are on the last."""
-    scenario = SCENARIOS[spec.scenario.name]
+    scenario = scenario_of(spec)
     names = list(scenario.steps)
     checks = [*spec.scenario.validation_criteria.names, *scenario.checks]
     return [

@@ -22,6 +22,8 @@ from tests.scenario_effects import Effect, effect_criteria, effect_notification,
 
 GROUP = "test_framework__test_scenarios__system_failure"
 SERVICES = "targets__test_services__services"
+RECOVERIES = "targets__test_services__recoveries"
+BOTH = ("same_volume", "volume_destroyed")
 OWN = {"command": ["my-server", "{port}", "{data}"], "port": 9999, "health": {"tcp": True}}
 
 
@@ -121,6 +123,23 @@ def effect_may_lose(tmp_path: Path, *_: object) -> None:
     assert verdicts == [Verdict.FAIL, Verdict.FAIL, Verdict.PASS]
 
 
+def effect_recoveries(tmp_path: Path, *_: object) -> None:
+    plan = make_plan(tmp_path, **{RECOVERIES: list(BOTH)})
+    names = [spec.name for spec in plan.drills() if spec.group == "system_failure"]
+    assert [f"complete_system_failure_{way}" for way in BOTH] == [
+        name for name in names if name.startswith("complete_system_failure")
+    ]
+    jobs = build_definitions(plan)
+    assert all(jobs.resolve_job_def(f"complete_system_failure_{way}") for way in BOTH)
+
+
+def effect_volume_may_lose(tmp_path: Path, *_: object) -> None:
+    changes = {f"{SERVICES}__cache__volume_may_lose_seconds": 7, RECOVERIES: list(BOTH)}
+    specs = {spec.engine: spec for spec in make_plan(tmp_path, **changes).drills()}
+    allowed = {way: promise_of(specs[way]).may_lose_seconds["cache"] for way in BOTH}
+    assert allowed == {"same_volume": 0, "volume_destroyed": 7}
+
+
 def effect_response_seconds(tmp_path: Path, *_: object) -> None:
     answers = seen(after={"client": [0.2] * FEWEST_ANSWERS})
     verdicts = [
@@ -137,7 +156,7 @@ def effect_response_seconds(tmp_path: Path, *_: object) -> None:
 def effect_name(tmp_path: Path, *_: object) -> None:
     plan = make_plan(tmp_path, **{f"{GROUP}__scenarios": [{"name": "complete_system_failure"}]})
     names = [spec.name for spec in plan.drills() if spec.group == "system_failure"]
-    assert names == ["complete_system_failure_same_volume"]
+    assert names == [f"complete_system_failure_{way}" for way in BOTH]
 
 
 def effect_description(tmp_path: Path, *_: object) -> None:
@@ -172,6 +191,8 @@ STACK_EFFECTS: dict[str, Effect] = {
     "targets.services.health.sql": effect_health("sql", "select 1", False),
     "targets.services.depends_on": effect_depends_on,
     "targets.services.may_lose_seconds": effect_may_lose,
+    "targets.services.volume_may_lose_seconds": effect_volume_may_lose,
+    "targets.recoveries": effect_recoveries,
     "targets.response_seconds": effect_response_seconds,
     f"{_SCENARIO}.scenarios.name": effect_name,
     f"{_SCENARIO}.scenarios.description": effect_description,

@@ -6,13 +6,14 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from recovery_pipelines.drills import network_recovery, system_failure
+from recovery_pipelines.drills import network_recovery, system_failure, volume_destroyed
 from recovery_pipelines.drills.data_recovery import measure
 from recovery_pipelines.drills.lifecycle import open_drill
 from recovery_pipelines.drills.record import DrillRecord, folder_of, read_record
 from recovery_pipelines.drills.run import DrillRun
 from recovery_pipelines.errors import RecoveryError
 from recovery_pipelines.plan import DrillSpec
+from recovery_pipelines.plan.model import VOLUME_DESTROYED
 
 
 @dataclass(frozen=True)
@@ -27,12 +28,18 @@ SCENARIOS = {
     "complete_system_failure": SteppedScenario(system_failure.STEPS, system_failure.CHECKS),
     "network_isolation": SteppedScenario(network_recovery.STEPS, network_recovery.CHECKS),
 }
+_VOLUME_DESTROYED = SteppedScenario(volume_destroyed.STEPS, volume_destroyed.CHECKS)
+
+
+def scenario_of(spec: DrillSpec) -> SteppedScenario:
+    """How a drill is carried out."""
+    return _VOLUME_DESTROYED if spec.engine == VOLUME_DESTROYED else SCENARIOS[spec.scenario.name]
 
 
 def carry_out_steps(spec: DrillSpec, month: str, run_id: str) -> DrillRecord:
     """All steps of one drill without Dagster; errors of a step end up in the record."""
     with suppress(RecoveryError), open_drill(spec, month, run_id) as run:
-        for step in SCENARIOS[spec.scenario.name].steps.values():
+        for step in scenario_of(spec).steps.values():
             step(run)
         measure(run)
     return read_record(folder_of(spec.plan.data_home, spec.name, month, run_id))

@@ -3,7 +3,7 @@
 import statistics
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -66,12 +66,18 @@ class System:
     observed_from: dict[str, float] = field(default_factory=dict)
 
     @classmethod
-    def start(cls, run: DrillRun) -> "System":
-        """Switch a machine on and start all services on a new volume."""
-        services = resolve(run.spec.stack.services)
+    def start(
+        cls,
+        run: DrillRun,
+        services: list[Service] | None = None,
+        binds: Mapping[str, Path] | None = None,
+    ) -> "System":
+        """Switch a machine on and start all services on a new volume; those of the plan, unless
+        others are given. `binds` are seen inside, see `Machine`."""
+        services = services or resolve(run.spec.stack.services)
         logs = run.sandbox.tree("logs").path
         with run.working("machine switched on"):
-            machine = Machine(run.sandbox, "main", services, logs, new_volume=True)
+            machine = Machine(run.sandbox, "main", services, logs, binds=binds, new_volume=True)
         clients = [
             Client(service, kind, logs / f"{service.name}.answers")
             for service in services

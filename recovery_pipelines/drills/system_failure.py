@@ -20,6 +20,7 @@ from recovery_pipelines.drills.service_checks import (
 from recovery_pipelines.drills.system import System, answer_table, system_of
 from recovery_pipelines.errors import ServiceError
 from recovery_pipelines.plan import DrillSpec
+from recovery_pipelines.plan.model import VOLUME_DESTROYED
 from recovery_pipelines.services.stack import rank
 from recovery_pipelines.verdict import CheckResult, Verdict
 
@@ -40,14 +41,7 @@ def shutdown_all_services(run: DrillRun) -> pd.DataFrame:
     with run.stage("shutdown_all_services"):
         prepare(run)
         run.state = system = System.start(run)
-        began = time.monotonic()
-        with run.working("services stopped"):
-            system.machine.ask("stop")
-        events = system.events()
-        stopped = events[events["event"] == "stopped"].set_index("service")["at"] - began
-        table = rank(system.services)
-        table["stopped_after_seconds"] = table["service"].map(stopped)
-        run.keep("services", table)
+        table = stop_all(run, system)
     return table
 
 
@@ -139,11 +133,28 @@ STEPS = {
 }
 
 
+def stop_all(run: DrillRun, system: System) -> pd.DataFrame:
+    """Stop all services in order; one row for each, see `shutdown_all_services`."""
+    began = time.monotonic()
+    with run.working("services stopped"):
+        system.machine.ask("stop")
+    events = system.events()
+    stopped = events[events["event"] == "stopped"].set_index("service")["at"] - began
+    table = rank(system.services)
+    table["stopped_after_seconds"] = table["service"].map(stopped)
+    run.keep("services", table)
+    return table
+
+
 def promise_of(spec: DrillSpec, loss_is_unproven: str = "") -> Promise:
     """What the plan promises of the drill's target."""
     stack = spec.stack
+    volume_lost = spec.engine == VOLUME_DESTROYED
     return Promise(
-        may_lose_seconds={name: s.may_lose_seconds for name, s in stack.services.items()},
+        may_lose_seconds={
+            name: service.volume_may_lose_seconds if volume_lost else service.may_lose_seconds
+            for name, service in stack.services.items()
+        },
         response_seconds=stack.response_seconds,
         loss_is_unproven=loss_is_unproven,
     )
@@ -199,7 +210,8 @@ def conclude(
     names = run.spec.scenario.validation_criteria.names
     run.checks += [judge(name, seen, promise) for name in names]
     if all(why == "" for why in seen.not_running.values()):
-        run.canaries, verdict = self_test(system, names, seen, promise, acknowledged, at)
+        canaries, verdict = self_test(system, names, seen, promise, acknowledged, at)
+        run.canaries += canaries
         run.checks.append(verdict)
 
 

@@ -192,10 +192,10 @@ def _engines(
         return target.engines if isinstance(scenario, DataScenario) else ()
     if isinstance(target, ReplicationTarget):
         return target.failures if isinstance(scenario, NetworkScenario) else ()
-    return (SAME_VOLUME,) if scenario.name == "complete_system_failure" else ()
+    return target.recoveries if scenario.name == "complete_system_failure" else ()
 
 
-SAME_VOLUME = "same_volume"
+VOLUME_DESTROYED = "volume_destroyed"
 _BUILT_IN = ("test_dataset", "test_services", "test_replication")
 
 

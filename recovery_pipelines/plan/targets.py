@@ -19,6 +19,7 @@ from pydantic import (
 
 from recovery_pipelines.plan.base import Name, Strict, unique
 
+Recovery = Literal["same_volume", "volume_destroyed"]
 NetworkFailure = Literal["link_down", "drop", "one_sided_drop", "loss", "rate_limit"]
 Aspect = Literal[
     "content",
@@ -121,6 +122,8 @@ class Service(Strict):
     depends_on: tuple[Name, ...] = ()
     may_lose_seconds: NonNegativeFloat = 0
     """Acknowledged writes that a power cut may cost: how long before the cut they may be."""
+    volume_may_lose_seconds: NonNegativeFloat = 0
+    """The same for the loss of the volume: what was written since the newest backup."""
 
     @model_validator(mode="after")
     def _one_way(self) -> Self:
@@ -137,6 +140,8 @@ class ServicesTarget(Strict):
     """A stack of services that must be recoverable."""
 
     services: Annotated[dict[Name, Service], Field(min_length=1)]
+    recoveries: Annotated[tuple[Recovery, ...], Field(min_length=1)] = ("same_volume",)
+    """What `complete_system_failure` leaves: the volume, or only the backups; one drill each."""
     response_seconds: PositiveFloat = 0.5
     """Within this, 95 % of the requests must be answered after a recovery."""
     objectives: Objectives = Objectives()
@@ -144,6 +149,8 @@ class ServicesTarget(Strict):
     @property
     def not_kept(self) -> tuple[str, ...]:
         return ()
+
+    _no_repeats = field_validator("recoveries")(unique)
 
     @model_validator(mode="after")
     def _can_be_started(self) -> Self:

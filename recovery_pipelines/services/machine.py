@@ -182,6 +182,12 @@ class _Machine:
             _fill(self._reserve, _RESERVE_BYTES)
         return {"free_bytes": _free_bytes()}
 
+    async def do_make_room(self, name: str) -> dict[str, Any]:
+        """An empty directory for a service whose data will be restored."""
+        service = self._unit(name)
+        self._make_room(service)
+        return {"entries": sum(1 for _ in service.data.iterdir())}
+
     async def do_mark(self) -> dict[str, Any]:
         """Files that tell a power cut from a mere crash: the old content of all is on disk."""
         folder = VOLUME / ".power"
@@ -223,11 +229,14 @@ class _Machine:
             return ""
         return "not a power cut: a volume that can lose unsynced data needs root (a loop device)"
 
-    def _prepare(self, service: Service) -> None:
+    def _make_room(self, service: Service) -> None:
         if not service.data.exists():
             service.data.mkdir(mode=0o700)
             if service.user and not self._ordinary_user:
                 shutil.chown(service.data, service.user, getpwnam(service.user).pw_gid)
+
+    def _prepare(self, service: Service) -> None:
+        self._make_room(service)
         if service.prepare and not any(service.data.iterdir()):
             done = run_tool(self._as_user(service.user, service.prepare), timeout_seconds=120)
             if done.returncode:

@@ -1,0 +1,234 @@
+"""What a PostgreSQL database holds, logically: rows by table and every object of its schemas.
+
+Run inside a machine as `python -m recovery_pipelines.services.contents
+sample|mark|describe|canaries|write PORT [NAME]`. Damage below the page checksums (a page that was
+zeroed, an old file) shows only here: rows are missing, and every other tool is content.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import psycopg
+from psycopg import sql
+
+Contents = dict[str, str]
+"""By `kind name`: what it is. Of a table its rows: their count and a digest without order."""
+
+_SETTINGS = (
+    "set extra_float_digits = 3; set datestyle = 'ISO, YMD'; set timezone = 'UTC';"
+    "set intervalstyle = 'postgres'; set bytea_output = 'hex'; set search_path = '';"
+    "set enable_indexscan = off; set enable_indexonlyscan = off; set enable_bitmapscan = off"
+)
+_OURS = (
+    "{0} not in (select oid from pg_catalog.pg_namespace "
+    "where nspname like 'pg\\_%' or nspname = 'information_schema') "
+    "and not exists (select 1 from pg_catalog.pg_depend d where d.objid = {1} and d.deptype = 'e')"
+)
+_TABLES = (
+    "select n.nspname, c.relname, c.relkind::text from pg_catalog.pg_class c "
+    "join pg_catalog.pg_namespace n on n.oid = c.relnamespace "
+    "where c.relkind in ('r', 'm') and c.relpersistence = 'p' and "
+    + _OURS.format("c.relnamespace", "c.oid")
+    + " order by 1, 2"
+)
+_OBJECTS = {
+    "relation": "select c.oid::pg_catalog.regclass::text, pg_catalog.concat_ws(' ', c.relkind, "
+    "c.relowner::pg_catalog.regrole, c.relacl::text, c.relrowsecurity, "
+    "(select pg_catalog.string_agg(pg_catalog.concat_ws(' ', a.attname, "
+    "pg_catalog.format_type(a.atttypid, a.atttypmod), a.attnotnull, a.attidentity, "
+    "a.attgenerated, pg_catalog.pg_get_expr(d.adbin, d.adrelid)), ', ' order by a.attnum) "
+    "from pg_catalog.pg_attribute a left join pg_catalog.pg_attrdef d on d.adrelid = a.attrelid "
+    "and d.adnum = a.attnum where a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped)) "
+    "from pg_catalog.pg_class c where c.relkind in ('r', 'p', 'v', 'm', 'f', 'c') and "
+    + _OURS.format("c.relnamespace", "c.oid"),
+    "index": "select i.indexrelid::pg_catalog.regclass::text, pg_catalog.concat_ws(' ', "
+    "pg_catalog.pg_get_indexdef(i.indexrelid), i.indisvalid, i.indisready) "
+    "from pg_catalog.pg_index i join pg_catalog.pg_class c on c.oid = i.indexrelid where "
+    + _OURS.format("c.relnamespace", "i.indrelid"),
+    "constraint": "select pg_catalog.concat_ws(' ', k.conrelid::pg_catalog.regclass, k.conname), "
+    "pg_catalog.concat_ws(' ', pg_catalog.pg_get_constraintdef(k.oid), k.convalidated) "
+    "from pg_catalog.pg_constraint k where " + _OURS.format("k.connamespace", "k.oid"),
+    "view": "select c.oid::pg_catalog.regclass::text, pg_catalog.pg_get_viewdef(c.oid) "
+    "from pg_catalog.pg_class c where c.relkind in ('v', 'm') and "
+    + _OURS.format("c.relnamespace", "c.oid"),
+    "trigger": "select pg_catalog.concat_ws(' ', t.tgrelid::pg_catalog.regclass, t.tgname), "
+    "pg_catalog.concat_ws(' ', pg_catalog.pg_get_triggerdef(t.oid), t.tgenabled) "
+    "from pg_catalog.pg_trigger t join pg_catalog.pg_class c on c.oid = t.tgrelid "
+    "where not t.tgisinternal and " + _OURS.format("c.relnamespace", "t.oid"),
+    "function": "select p.oid::pg_catalog.regprocedure::text, pg_catalog.pg_get_functiondef(p.oid) "
+    "from pg_catalog.pg_proc p where p.prokind <> 'a' and "
+    + _OURS.format("p.pronamespace", "p.oid"),
+    "extension": "select extname::text, extversion from pg_catalog.pg_extension",
+}
+_SEQUENCES = (
+    "select n.nspname, c.relname, s.seqincrement, "
+    "pg_catalog.concat_ws(' ', s.seqstart, s.seqmin, s.seqmax, s.seqcycle) "
+    "from pg_catalog.pg_sequence s join pg_catalog.pg_class c on c.oid = s.seqrelid "
+    "join pg_catalog.pg_namespace n on n.oid = c.relnamespace order by 1, 2"
+)
+_SAMPLE = """
+create schema recovery_sample;
+create table recovery_sample.team (id int primary key, name text not null unique);
+create table recovery_sample.member (
+    id bigserial primary key,
+    team int not null references recovery_sample.team,
+    name text not null check (name <> ''),
+    joined timestamptz not null default '2026-01-01'
+);
+create index member_name on recovery_sample.member (name);
+create view recovery_sample.size as
+    select team, count(*) as members from recovery_sample.member group by team;
+create function recovery_sample.keep_name() returns trigger language plpgsql as
+    $$ begin new.name = btrim(new.name); return new; end $$;
+create trigger keep_name before insert or update on recovery_sample.member
+    for each row execute function recovery_sample.keep_name();
+insert into recovery_sample.team select n, 'team ' || n from generate_series(1, 10) n;
+insert into recovery_sample.member (team, name)
+    select n % 10 + 1, 'member ' || n from generate_series(1, 2000) n
+"""
+"""One object of each kind, so that no comparison is empty."""
+
+CANARIES = {
+    "row changed": "update recovery_sample.member set name = 'other' where id = 77",
+    "row deleted": "delete from recovery_sample.member where id = 78",
+    "index dropped": "drop index recovery_sample.member_name",
+    "constraint dropped": "alter table recovery_sample.member drop constraint member_name_check",
+    "sequence set back": "alter sequence recovery_sample.member_id_seq restart with 5",
+    "view changed": "create or replace view recovery_sample.size as "
+    "select team, 0::bigint as members from recovery_sample.member",
+    "trigger disabled": "alter table recovery_sample.member disable trigger keep_name",
+    "function dropped": "drop function recovery_sample.keep_name cascade",
+}
+"""Damages, each of which a comparison must find; undone by a rollback."""
+
+
+def describe(connection: psycopg.Connection[Any]) -> Contents:
+    """The contents as one transaction sees them."""
+    connection.execute(_SETTINGS)
+    found: Contents = {}
+    for kind, query in _OBJECTS.items():
+        found |= {f"{kind} {name}": what for name, what in connection.execute(query.encode())}
+    for schema, name, _ in connection.execute(_TABLES.encode()).fetchall():
+        rows = connection.execute(
+            sql.SQL(
+                "select count(*), "
+                "coalesce(sum(('x' || left(h, 16))::bit(64)::bigint::numeric), 0), "
+                "coalesce(sum(('x' || right(h, 16))::bit(64)::bigint::numeric), 0) "
+                "from (select pg_catalog.md5(_recovery_row::text) as h "
+                "from only {} as _recovery_row) as hashes"
+            ).format(sql.Identifier(schema, name))
+        ).fetchone()
+        assert rows is not None
+        found[f"rows {schema}.{name}"] = f"{rows[0]} rows, {rows[1]} {rows[2]}"
+    for schema, name, step, what in connection.execute(_SEQUENCES).fetchall():
+        position = connection.execute(
+            sql.SQL("select last_value, is_called, log_cnt from {}").format(
+                sql.Identifier(schema, name)
+            )
+        ).fetchone()
+        assert position is not None
+        last, called, ahead = position
+        found[f"sequence {schema}.{name}"] = json.dumps([what, step, last, called, ahead])
+    return found
+
+
+def differences(expected: Mapping[str, str], found: Mapping[str, str]) -> list[str]:
+    """What is missing, changed or too much in `found`, one line each.
+
+    A sequence may have jumped forward as far as the server had logged it in advance, never back.
+    """
+    told = [f"{name}: missing" for name in expected if name not in found]
+    told += [f"{name}: not in the source" for name in found if name not in expected]
+    for name, was in expected.items():
+        now = found.get(name, was)
+        if name.startswith("sequence ") and now != was:
+            if not _may_have_become(json.loads(was), json.loads(now)):
+                told.append(f"{name}: was {was}, is {now}")
+        elif now != was:
+            told.append(f"{name}: was {was[:200]!r}, is {now[:200]!r}")
+    return told
+
+
+def _may_have_become(was: list[Any], now: list[Any]) -> bool:
+    (what, step, last, called, ahead), (what_now, step_now, last_now, called_now, _) = was, now
+    jumped = (last_now - last) / step
+    return (what, step) == (what_now, step_now) and called_now >= called and 0 <= jumped <= ahead
+
+
+def mark(connection: psycopg.Connection[Any], name: str) -> dict[str, Any]:
+    """Make the restore point `name`, at which the database holds exactly what is described.
+
+    Nothing can be written to any table from the description to the restore point. Returns
+    `contents`, `lsn` and `segment`, the segment of WAL that holds the point.
+    """
+    with connection.transaction():
+        tables = connection.execute(_TABLES.encode()).fetchall()
+        names = sql.SQL(", ").join(sql.Identifier(*row[:2]) for row in tables if row[2] == "r")
+        connection.execute(sql.SQL("lock table {} in share mode").format(names))
+        contents = describe(connection)
+        row = connection.execute(
+            "select lsn::text, pg_catalog.pg_walfile_name(lsn) "
+            "from pg_catalog.pg_create_restore_point(%s) as lsn",
+            (name,),
+        ).fetchone()
+    assert row is not None
+    connection.execute("select pg_catalog.pg_switch_wal()")
+    return {"contents": contents, "lsn": row[0], "segment": row[1]}
+
+
+def canaries(connection: psycopg.Connection[Any]) -> dict[str, list[str]]:
+    """What a comparison says of each of `CANARIES`."""
+    told = {}
+    for kind, damage in CANARIES.items():
+        with connection.transaction(force_rollback=True):
+            before = describe(connection)
+            connection.execute(damage.encode())
+            told[kind] = differences(before, describe(connection))
+    return told
+
+
+def write_test(connection: psycopg.Connection[Any]) -> str:
+    """Write, commit, read back and remove; returns what was read."""
+    connection.execute("create table public.recovery_write_test (x text)")
+    connection.execute("insert into public.recovery_write_test values ('written')")
+    row = connection.execute("select x from public.recovery_write_test").fetchone()
+    connection.execute("drop table public.recovery_write_test")
+    return str(row and row[0])
+
+
+@contextmanager
+def _connected(port: int) -> Iterator[psycopg.Connection[Any]]:
+    address = f"host=127.0.0.1 port={port} user=postgres dbname=postgres connect_timeout=5"
+    with psycopg.connect(address, autocommit=True) as connection:
+        yield connection
+
+
+def main() -> None:
+    """The command line; see the module's text."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("do", choices=("sample", "mark", "describe", "canaries", "write"))
+    parser.add_argument("port", type=int)
+    parser.add_argument("name", nargs="?", default="")
+    options = parser.parse_args()
+    with _connected(options.port) as connection:
+        said: object = None
+        if options.do == "sample":
+            connection.execute(_SAMPLE)
+        elif options.do == "mark":
+            said = mark(connection, options.name)
+        elif options.do == "describe":
+            with connection.transaction():
+                said = describe(connection)
+        elif options.do == "canaries":
+            said = canaries(connection)
+        else:
+            said = write_test(connection)
+    json.dump(said, sys.stdout)
+
+
+if __name__ == "__main__":
+    main()
