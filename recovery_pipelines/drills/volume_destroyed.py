@@ -33,7 +33,7 @@ from recovery_pipelines.drills.system_failure import (
 from recovery_pipelines.engines.base import Snapshot
 from recovery_pipelines.engines.pgbackrest import Cluster, PgBackRest
 from recovery_pipelines.engines.restic import ResticEngine
-from recovery_pipelines.errors import EngineError, RecoveryError, ServiceError
+from recovery_pipelines.errors import EngineError, ServiceError
 from recovery_pipelines.services.contents import Contents, differences
 from recovery_pipelines.services.host import Machine
 from recovery_pipelines.services.stack import (
@@ -212,7 +212,7 @@ def initiate_recovery(run: DrillRun) -> pd.DataFrame:
                 with run.phase("publish"):
                     system.machine.ask("start")
                 run.published = True
-            except RecoveryError as error:
+            except (EngineError, ServiceError) as error:
                 run.journal(event=f"not recovered: {error}")
                 run.messages.append(f"not recovered: {error}")
             run.checks += _contents_checks(run, backups)
@@ -368,29 +368,26 @@ def _note(run: DrillRun, tool: str, made: Snapshot) -> None:
     )
 
 
-class _still:
+@contextmanager
+def _still(system: System, service: Service) -> Iterator[None]:
     """Redis does not rewrite its append-only files meanwhile: a copy would be torn."""
+    if service.kind != "redis":
+        yield
+        return
 
-    def __init__(self, system: System, service: Service) -> None:
-        self._system, self._service = system, service
-        self._percentage = ""
+    def ask(*words: str) -> str:
+        return _inside(system, "redis-cli", "-p", str(service.port), *words)
 
-    def __enter__(self) -> None:
-        if self._service.kind == "redis":
-            key = "auto-aof-rewrite-percentage"
-            self._percentage = self._ask("CONFIG", "GET", key).splitlines()[-1]
-            self._ask("CONFIG", "SET", key, "0")
-            while "aof_rewrite_in_progress:1" in self._ask("INFO", "persistence"):
-                self._system.run.remaining_seconds()
-                time.sleep(_LOOK_SECONDS)
-
-    def __exit__(self, *_: object) -> None:
-        if self._percentage:
-            self._ask("CONFIG", "SET", "auto-aof-rewrite-percentage", self._percentage)
-
-    def _ask(self, *words: str) -> str:
-        port = str(self._service.port)
-        return _inside(self._system, "redis-cli", "-p", port, *words)
+    key = "auto-aof-rewrite-percentage"
+    percentage = ask("CONFIG", "GET", key).splitlines()[-1]
+    ask("CONFIG", "SET", key, "0")
+    try:
+        while "aof_rewrite_in_progress:1" in ask("INFO", "persistence"):
+            system.run.remaining_seconds()
+            time.sleep(_LOOK_SECONDS)
+        yield
+    finally:
+        ask("CONFIG", "SET", key, percentage)
 
 
 # --- restoring ------------------------------------------------------------------------------
