@@ -36,6 +36,7 @@ bench: .venv/installed-dev  ## Measure beside the peers (tools are installed)
 	$(BIN)/python benchmarks/bench_manifest.py
 	$(BIN)/python benchmarks/bench_drill.py
 	$(BIN)/python benchmarks/bench_analysis.py
+	$(BIN)/python benchmarks/bench_detection.py
 
 campaign: .venv/installed-dev  ## Many injections, clean runs and kills
 	scripts/install-system-packages $(TEST_PACKAGES)
