@@ -15,6 +15,7 @@ from recovery_pipelines.orchestration.stages import (
     table,
 )
 from recovery_pipelines.plan import DrillSpec
+from recovery_pipelines.services.stack import picture
 
 
 def build(spec: DrillSpec) -> Sequence[dg.AssetsDefinition]:
@@ -54,6 +55,7 @@ def _asset(
             metadata={
                 "dagster/row_count": len(found),
                 "rows": table(found),
+                **_picture(found),
                 **(
                     {"checks": results, "canaries": table(pd.DataFrame(run.canaries))}
                     if results
@@ -63,3 +65,10 @@ def _asset(
         )
 
     return scenario_step
+
+
+def _picture(found: pd.DataFrame) -> dict[str, dg.MarkdownMetadataValue]:
+    """The dependency graph, if the step ranked services."""
+    if "falls_with_it" not in found:
+        return {}
+    return {"dependencies": dg.MetadataValue.md(f"```\n{picture(found)}\n```")}

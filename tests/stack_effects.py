@@ -153,6 +153,12 @@ def effect_response_seconds(tmp_path: Path, *_: object) -> None:
     assert verdicts == [Verdict.FAIL, Verdict.PASS]
 
 
+def effect_faults(tmp_path: Path, *_: object) -> None:
+    plan = make_plan(tmp_path, targets__test_services__faults=["hang", "disk_full"])
+    names = [spec.name for spec in plan.drills() if spec.scenario.name == "partial_failure"]
+    assert names == ["partial_failure_hang", "partial_failure_disk_full"]
+
+
 def effect_name(tmp_path: Path, *_: object) -> None:
     plan = make_plan(tmp_path, **{f"{GROUP}__scenarios": [{"name": "complete_system_failure"}]})
     names = [spec.name for spec in plan.drills() if spec.group == "system_failure"]
@@ -193,6 +199,7 @@ STACK_EFFECTS: dict[str, Effect] = {
     "targets.services.may_lose_seconds": effect_may_lose,
     "targets.services.volume_may_lose_seconds": effect_volume_may_lose,
     "targets.recoveries": effect_recoveries,
+    "targets.faults": effect_faults,
     "targets.response_seconds": effect_response_seconds,
     f"{_SCENARIO}.scenarios.name": effect_name,
     f"{_SCENARIO}.scenarios.description": effect_description,

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from recovery_pipelines.drills import partial_failure as partial_failure_steps
 from recovery_pipelines.drills import service_checks
 from recovery_pipelines.drills.record import DrillRecord
 from recovery_pipelines.drills.scenarios import carry_out_steps
@@ -79,6 +80,58 @@ def test_an_unsafe_stack_is_found_out(name: str, tmp_path: Path) -> None:
     assert record.verdict is Verdict.FAIL, record.reason
     assert verdicts(record)["power_was_cut"] is Verdict.PASS
     assert verdicts(record)["checksums_match"] is Verdict.FAIL
+
+
+def partial_failure(folder: Path, fault: str, **changes: Any) -> DrillRecord:
+    faults = {"targets__test_services__faults": [fault]}
+    spec = spec_of(folder, "partial_failure", **faults | changes)
+    return carry_out_steps(spec, MONTH, "run")
+
+
+def test_a_crash_of_what_is_critical_is_repaired_without_help(tmp_path: Path) -> None:
+    record = partial_failure(tmp_path, "kill")
+    assert record.verdict is Verdict.PASS, record.reason
+    assert record.metrics["lost_entries"] == 0
+    assert 0 < record.metrics["detect_seconds"] <= record.metrics["recovery_seconds"]
+    assert record.metrics["client_errors"] > 0
+    assert not list((tmp_path / "data" / "sandboxes").iterdir())
+
+
+def test_a_full_disk_is_a_drill_of_a_volume_of_its_own_only(tmp_path: Path) -> None:
+    """Without one the disk would be the host's: that must be left alone, and said."""
+    record = partial_failure(tmp_path, "disk_full")
+    found = next(check for check in record.checks if check.name == "automated_recovery")
+    if can_loop():
+        assert record.verdict is Verdict.PASS, record.reason
+        assert "a restart does not help here" in found.found
+    else:
+        assert found.verdict is Verdict.UNVERIFIED
+        assert record.verdict is Verdict.UNVERIFIED, record.reason
+
+
+WEAK = {
+    "a hang that a mere connection does not show": (
+        "hang",
+        {"kind": "redis", "health": {"tcp": True}},
+        "automated_recovery",
+    ),
+    "a cache that forgets when it is killed": (
+        "kill",
+        {"kind": "redis", "settings": {"appendonly": "no"}},
+        "checksums_match",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WEAK)
+def test_a_weak_stack_is_found_out(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(partial_failure_steps, "REPAIR_TIMEOUT_SECONDS", 8.0)
+    fault, cache, criterion = WEAK[name]
+    record = partial_failure(tmp_path, fault, **{f"{SERVICES}__cache": cache})
+    assert record.verdict is Verdict.FAIL, record.reason
+    assert verdicts(record)[criterion] is Verdict.FAIL
 
 
 @needs_root

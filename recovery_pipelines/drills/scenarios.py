@@ -6,7 +6,12 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from recovery_pipelines.drills import network_recovery, system_failure, volume_destroyed
+from recovery_pipelines.drills import (
+    network_recovery,
+    partial_failure,
+    system_failure,
+    volume_destroyed,
+)
 from recovery_pipelines.drills.data_recovery import measure
 from recovery_pipelines.drills.lifecycle import open_drill
 from recovery_pipelines.drills.record import DrillRecord, folder_of, read_record
@@ -26,6 +31,7 @@ class SteppedScenario:
 
 SCENARIOS = {
     "complete_system_failure": SteppedScenario(system_failure.STEPS, system_failure.CHECKS),
+    "partial_failure": SteppedScenario(partial_failure.STEPS, partial_failure.CHECKS),
     "network_isolation": SteppedScenario(network_recovery.STEPS, network_recovery.CHECKS),
 }
 _VOLUME_DESTROYED = SteppedScenario(volume_destroyed.STEPS, volume_destroyed.CHECKS)

@@ -63,6 +63,8 @@ class System:
     rounds: int = 0
     cut: dict[str, object] = field(default_factory=dict)
     """What the machine said when its power was cut; empty before."""
+    crashed: list[str] = field(default_factory=list)
+    """The services that were made to fail."""
     observed_from: dict[str, float] = field(default_factory=dict)
 
     @classmethod

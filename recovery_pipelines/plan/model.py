@@ -60,8 +60,8 @@ class DrillSpec:
     target_name: str
     target: Target | ServicesTarget | ReplicationTarget
     engine: str
-    """The backup tool; for a service stack, the way in which it recovers; for a replicated
-    database, what happens to its network."""
+    """The backup tool; for a service stack, the way in which it recovers or what is done to its
+    services; for a replicated database, what happens to its network."""
     plan: "Plan"
 
     @property
@@ -192,7 +192,8 @@ def _engines(
         return target.engines if isinstance(scenario, DataScenario) else ()
     if isinstance(target, ReplicationTarget):
         return target.failures if isinstance(scenario, NetworkScenario) else ()
-    return target.recoveries if scenario.name == "complete_system_failure" else ()
+    ways = {"complete_system_failure": target.recoveries, "partial_failure": target.faults}
+    return ways.get(scenario.name, ())
 
 
 VOLUME_DESTROYED = "volume_destroyed"

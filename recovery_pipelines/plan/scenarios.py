@@ -25,6 +25,12 @@ SCENARIO_STEPS: dict[str, tuple[str, ...]] = {
         "initiate_recovery",
         "validate_restoration",
     ),
+    "partial_failure": (
+        "identify_critical_services",
+        "simulate_service_crash",
+        "verify_automated_recovery",
+        "validate_service_state",
+    ),
     "network_isolation": (
         "simulate_network_failure",
         "activate_failover",
@@ -134,7 +140,7 @@ class DataScenario(Scenario):
 
 
 class SystemScenario(Scenario):
-    name: Literal["complete_system_failure"]
+    name: Literal["complete_system_failure", "partial_failure"]
     validation_criteria: SystemCriteria = SystemCriteria()
 
 
@@ -189,7 +195,10 @@ class DataRecovery(ScenarioGroup):
 class SystemFailure(ScenarioGroup):
     """What is done to service stacks."""
 
-    scenarios: tuple[SystemScenario, ...] = (SystemScenario(name="complete_system_failure"),)
+    scenarios: tuple[SystemScenario, ...] = (
+        SystemScenario(name="complete_system_failure"),
+        SystemScenario(name="partial_failure"),
+    )
 
 
 class NetworkRecovery(ScenarioGroup):

@@ -20,6 +20,7 @@ from pydantic import (
 from recovery_pipelines.plan.base import Name, Strict, unique
 
 Recovery = Literal["same_volume", "volume_destroyed"]
+ServiceFault = Literal["kill", "hang", "out_of_memory", "file_descriptors", "disk_full"]
 NetworkFailure = Literal["link_down", "drop", "one_sided_drop", "loss", "rate_limit"]
 Aspect = Literal[
     "content",
@@ -142,6 +143,8 @@ class ServicesTarget(Strict):
     services: Annotated[dict[Name, Service], Field(min_length=1)]
     recoveries: Annotated[tuple[Recovery, ...], Field(min_length=1)] = ("same_volume",)
     """What `complete_system_failure` leaves: the volume, or only the backups; one drill each."""
+    faults: Annotated[tuple[ServiceFault, ...], Field(min_length=1)] = ("kill",)
+    """What partial_failure does to the critical services; one drill for each."""
     response_seconds: PositiveFloat = 0.5
     """Within this, 95 % of the requests must be answered after a recovery."""
     objectives: Objectives = Objectives()
@@ -149,8 +152,6 @@ class ServicesTarget(Strict):
     @property
     def not_kept(self) -> tuple[str, ...]:
         return ()
-
-    _no_repeats = field_validator("recoveries")(unique)
 
     @model_validator(mode="after")
     def _can_be_started(self) -> Self:
@@ -166,6 +167,8 @@ class ServicesTarget(Strict):
                 f"services depend on each other: {' → '.join(error.args[1])}"
             ) from None
         return self
+
+    _no_repeats = field_validator("recoveries", "faults")(unique)
 
 
 class ReplicationTarget(Strict):

@@ -17,6 +17,7 @@ from typing import TextIO
 
 _TABLE = "create table if not exists recovery_ledger (number bigint primary key, payload text)"
 _ANSWER_TIMEOUT_SECONDS = 2.0
+_READ_TIMEOUT_SECONDS = 10.0
 _PAUSE_SECONDS = {"postgres": 0.001, "redis": 0.001, "http": 0.02}
 _RETRY_SECONDS = 0.02
 _PREFIX = "recovery:ledger:"
@@ -93,7 +94,9 @@ def read(kind: str, host: str, port: int) -> Iterator[tuple[int, str]]:
     else:
         import redis
 
-        with redis.Redis(host=host, port=port, decode_responses=True) as client:
+        with redis.Redis(
+            host=host, port=port, decode_responses=True, socket_timeout=_READ_TIMEOUT_SECONDS
+        ) as client:
             keys = list(client.scan_iter(f"{_PREFIX}*", count=1000))
             for batch in (keys[at : at + 1000] for at in range(0, len(keys), 1000)):
                 for key, value in zip(batch, client.mget(batch), strict=True):

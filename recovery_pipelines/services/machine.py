@@ -171,6 +171,8 @@ class _Machine:
 
     async def do_fill(self) -> dict[str, Any]:
         """Fill the volume but for what the file system itself may need to do so."""
+        if self._volume is None:
+            raise ServiceError("a disk is filled only on a volume of its own, which needs root")
         at = time.monotonic()
         _fill(self._ballast, _free_bytes() - _FULL_BELOW_BYTES // 2)
         return {"at": at, "free_bytes": _free_bytes()}

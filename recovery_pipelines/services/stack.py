@@ -114,6 +114,25 @@ def rank(services: Sequence[Service]) -> pd.DataFrame:
     return table.sort_values("dependants", ascending=False, kind="stable", ignore_index=True)
 
 
+def picture(ranked: pd.DataFrame) -> str:
+    """The dependency graph as text: each service with nothing above it, and what it rests on."""
+    below = {row.service: str(row.depends_on).split(", ") for row in ranked.itertuples()}
+    critical = set(ranked["service"][ranked["critical"]])
+
+    def lines(name: str, lead: str, turn: str) -> list[str]:
+        own = f"{lead}{turn}{name}{' (critical)' if name in critical else ''}"
+        beneath = [other for other in below[name] if other]
+        deeper = lead + {"": "", "├─ ": "│  ", "└─ ": "   "}[turn]
+        turns = ["├─ "] * (len(beneath) - 1) + ["└─ "]
+        return [
+            own,
+            *(line for o, t in zip(beneath, turns, strict=False) for line in lines(o, deeper, t)),
+        ]
+
+    tops = ranked["service"][ranked["dependants"] == 0]
+    return "\n".join(line for top in tops for line in lines(top, "", ""))
+
+
 def _dependants(name: str, services: Sequence[Service]) -> set[str]:
     direct = {service.name for service in services if name in service.depends_on}
     return direct.union(*(_dependants(other, services) for other in direct))
