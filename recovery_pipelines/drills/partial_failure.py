@@ -9,13 +9,10 @@ import pandas as pd
 
 from recovery_pipelines.drills.preparation import prepare
 from recovery_pipelines.drills.run import DrillRun
-from recovery_pipelines.drills.service_checks import FEWEST_ANSWERS, observe
+from recovery_pipelines.drills.service_checks import FEWEST_ANSWERS
 from recovery_pipelines.drills.system import System, system_of
 from recovery_pipelines.drills.system_failure import (
-    conclude,
-    measure_loss,
-    measure_responses,
-    promise_of,
+    judge_system,
 )
 from recovery_pipelines.errors import ServiceError
 from recovery_pipelines.services.stack import rank
@@ -80,9 +77,7 @@ def verify_automated_recovery(run: DrillRun) -> pd.DataFrame:
                 repaired_at = _await_repair(run, system, at)
             system.stop_clients()
             system.observed_from["until"] = time.monotonic()
-            events = system.events()
-            events["seconds"] = events["at"] - at
-            table = events[events["seconds"] >= 0][["seconds", "service", "event", "detail"]]
+            table = system.events_since(at)
             run.checks.append(_measure_repair(run, system, table, repaired_at))
         elif wanted:
             why = "the fault could not be done here: see the messages"
@@ -105,13 +100,7 @@ def validate_service_state(run: DrillRun) -> pd.DataFrame:
             until = system.observed_from["until"]
             if run.spec.engine == "disk_full":
                 system.machine.ask("empty")
-            acknowledged = {c.service.name: c.acknowledged() for c in system.stores}
-            seen = observe(system, acknowledged, until)
-            measure_loss(run, seen)
-            if run.published:
-                seen, table = measure_responses(run, system, seen)
-            conclude(run, system, seen, promise_of(run.spec), acknowledged, until)
-        run.keep("answers_after", table)
+            table = judge_system(run, system, until)
         run.keep("checks", pd.DataFrame(run.checks))
     return table
 

@@ -162,6 +162,12 @@ class System:
         path = self.logs / "events.jsonl"
         return pd.read_json(path, lines=True, convert_dates=False, dtype={"detail": str})
 
+    def events_since(self, began: float) -> pd.DataFrame:
+        """The same, later than this: `seconds` since then, `service`, `event`, `detail`."""
+        events = self.events()
+        events["seconds"] = events["at"] - began
+        return events[events["seconds"] >= 0][["seconds", "service", "event", "detail"]]
+
     def sql(self, service: Service, statement: str) -> str:
         """Run a statement with psql; returns its output. ServiceError if it fails."""
         where = ["-h", HOST, "-p", str(service.port), "-U", "postgres"]

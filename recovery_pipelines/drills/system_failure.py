@@ -91,9 +91,7 @@ def initiate_recovery(run: DrillRun) -> pd.DataFrame:
                 run.journal(event=f"not recovered: {error}")
                 run.messages.append(f"not recovered: {error}")
             run.checks.append(_power_was_cut(system, sentinels))
-            events = system.events()
-            events["seconds"] = events["at"] - began
-            table = events[events["seconds"] >= 0][["seconds", "service", "event", "detail"]]
+            table = system.events_since(began)
         run.keep("recovery_events", table)
     return table
 
@@ -108,16 +106,8 @@ def validate_restoration(run: DrillRun) -> pd.DataFrame:
     table = pd.DataFrame()
     with run.stage("validate_restoration") as wanted:
         if wanted and system.cut and run.damaged_at is not None:
-            acknowledged = {c.service.name: c.acknowledged() for c in system.stores}
-            seen = observe(system, acknowledged, run.damaged_at)
-            measure_loss(run, seen)
-            promise = promise_of(
-                run.spec, "" if system.cut["power_cut"] else "this was no power cut"
-            )
-            if run.published:
-                seen, table = measure_responses(run, system, seen)
-            conclude(run, system, seen, promise, acknowledged, run.damaged_at)
-        run.keep("answers_after", table)
+            unproven = "" if system.cut["power_cut"] else "this was no power cut"
+            table = judge_system(run, system, run.damaged_at, unproven)
         run.keep("checks", pd.DataFrame(run.checks))
     return table
 
@@ -158,6 +148,25 @@ def promise_of(spec: DrillSpec, loss_is_unproven: str = "") -> Promise:
         response_seconds=stack.response_seconds,
         loss_is_unproven=loss_is_unproven,
     )
+
+
+def judge_system(
+    run: DrillRun, system: System, at: float, loss_is_unproven: str = ""
+) -> pd.DataFrame:
+    """Look at services and data, compare with what was acknowledged until `at` (monotonic), let
+    clients work again, and judge the plan's criteria.
+
+    Returns one row per client with what it was answered (see `answer_table`).
+    """
+    table = pd.DataFrame()
+    acknowledged = {c.service.name: c.acknowledged() for c in system.stores}
+    seen = observe(system, acknowledged, at)
+    measure_loss(run, seen)
+    if run.published:
+        seen, table = measure_responses(run, system, seen)
+    conclude(run, system, seen, promise_of(run.spec, loss_is_unproven), acknowledged, at)
+    run.keep("answers_after", table)
+    return table
 
 
 def measure_loss(run: DrillRun, seen: Observed) -> None:

@@ -21,13 +21,10 @@ import pandas as pd
 from recovery_pipelines.checks import Canary, self_test_verdict
 from recovery_pipelines.drills.preparation import prepare
 from recovery_pipelines.drills.run import DrillRun
-from recovery_pipelines.drills.service_checks import FEWEST_ANSWERS, observe
+from recovery_pipelines.drills.service_checks import FEWEST_ANSWERS
 from recovery_pipelines.drills.system import System, answer_table, system_of
 from recovery_pipelines.drills.system_failure import (
-    conclude,
-    measure_loss,
-    measure_responses,
-    promise_of,
+    judge_system,
     stop_all,
 )
 from recovery_pipelines.engines.base import Snapshot
@@ -216,9 +213,7 @@ def initiate_recovery(run: DrillRun) -> pd.DataFrame:
                 run.journal(event=f"not recovered: {error}")
                 run.messages.append(f"not recovered: {error}")
             run.checks += _contents_checks(run, backups)
-            events = system.events()
-            events["seconds"] = events["at"] - began
-            table = events[events["seconds"] >= 0][["seconds", "service", "event", "detail"]]
+            table = system.events_since(began)
         run.keep("recovery_events", table)
     return table
 
@@ -233,13 +228,7 @@ def validate_restoration(run: DrillRun) -> pd.DataFrame:
     table = pd.DataFrame()
     with run.stage("validate_restoration") as wanted:
         if wanted and system.cut and run.damaged_at is not None:
-            acknowledged = {c.service.name: c.acknowledged() for c in system.stores}
-            seen = observe(system, acknowledged, run.damaged_at)
-            measure_loss(run, seen)
-            if run.published:
-                seen, table = measure_responses(run, system, seen)
-            conclude(run, system, seen, promise_of(run.spec), acknowledged, run.damaged_at)
-        run.keep("answers_after", table)
+            table = judge_system(run, system, run.damaged_at)
         run.keep("checks", pd.DataFrame(run.checks))
     return table
 
