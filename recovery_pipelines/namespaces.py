@@ -62,6 +62,7 @@ class Namespaced:
         try:
             sandbox.lease.add_process(self._process.pid)
             self._exchange(told, _READY_TIMEOUT_SECONDS)
+            sandbox.namespaces[name] = _unlike_ours(self._process.pid)
         except BaseException:
             self.end()
             raise
@@ -114,6 +115,14 @@ class Namespaced:
         trace: TracebackType | None,
     ) -> None:
         self.end()
+
+
+def _unlike_ours(pid: int) -> list[str]:
+    """The kinds of namespaces that a process, or its children, do not share with us."""
+    ours, theirs = Path("/proc/self/ns"), Path(f"/proc/{pid}/ns")
+    kinds = [path.name for path in theirs.iterdir()]
+    unlike = [kind for kind in kinds if (ours / kind).readlink() != (theirs / kind).readlink()]
+    return sorted({kind.removesuffix("_for_children") for kind in unlike})
 
 
 # --- inside -------------------------------------------------------------------------------

@@ -78,6 +78,11 @@ def test_a_sound_backup_passes(tmp_path: Path, scenario: str, engine: str, recov
     assert metrics["recovery_seconds"] < metrics["resolution_seconds"]
     assert metrics["files"] > 0
     assert metrics["cpu_seconds"] > 0
+    assert record.content["isolation"]["mode"] == "0700"
+    assert record.content["isolation"]["namespaces"] == {}
+    trees = record.content["sampling"]
+    assert trees and all(tree["compared"] >= tree["entries"] > 0 for tree in trees)
+    assert not any(tree["is_sample"] for tree in trees)
     if scenario == "incremental_recovery":
         assert metrics["lost_entries"] > 0, "changes after the last backup are lost, and counted"
         assert metrics["rpo_seconds"] > 0

@@ -94,6 +94,8 @@ def test_a_crash_of_what_is_critical_is_repaired_without_help(tmp_path: Path) ->
     assert record.metrics["lost_entries"] == 0
     assert 0 < record.metrics["detect_seconds"] <= record.metrics["recovery_seconds"]
     assert record.metrics["client_errors"] > 0
+    (rooms,) = record.content["isolation"]["namespaces"].values()
+    assert {"mnt", "net", "pid"} <= set(rooms)
     assert not list((tmp_path / "data" / "sandboxes").iterdir())
 
 

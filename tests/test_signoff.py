@@ -255,6 +255,9 @@ def test_a_real_drill_passes_after_its_sign_offs(tmp_path: Path) -> None:
     assert predicate["plan"] == spec.plan.identity
     assert predicate["plan"]["name"] == "recovery.yaml"
     assert predicate["initiator"] == "code"
+    assert "scheduled_at" not in predicate
+    assert predicate["isolation"]["mode"] == "0700"
+    assert predicate["sampling"]
     assert predicate["operator"]
     assert len(predicate["code"]["sha256"]) == 64
     assert [snapshot["kind"] for snapshot in predicate["snapshots"]][:2] == ["full", "incremental"]

@@ -183,6 +183,7 @@ def validate(run: DrillRun, faults: pd.DataFrame) -> pd.DataFrame:
                 for generation, tree in _recovered_trees(run)
             }
             for generation, state in states.items():
+                run.compared.append(_compared(run, generation, state.comparison))
                 table = state.comparison.differences.to_pandas()
                 differences.append(table.assign(generation=generation))
             run.checks += _merge_results(
@@ -436,6 +437,19 @@ def _recovered_state(run: DrillRun, generation: int, tree: Tree) -> RecoveredSta
         aspects=checks.data_integrity,
         not_kept=run.spec.target.not_kept,
     )
+
+
+def _compared(run: DrillRun, generation: int, comparison: manifest.Comparison) -> dict[str, object]:
+    """How much of a generation was compared, for the evidence."""
+    entries = run.summaries[f"generation-{generation}"].entries
+    return {
+        "generation": generation,
+        "entries": entries,
+        "compared": comparison.entries,
+        "undecided": comparison.undecided,
+        "not_compared": list(comparison.ignored),
+        "is_sample": comparison.entries < entries,
+    }
 
 
 def _merge_results(results: dict[int, list[CheckResult]]) -> list[CheckResult]:

@@ -30,7 +30,7 @@ from recovery_pipelines.verdict import Verdict
 
 @contextmanager
 def open_drill(
-    spec: DrillSpec, month: str, run_id: str, initiator: str = "code"
+    spec: DrillSpec, month: str, run_id: str, initiator: str = "code", scheduled_at: str = ""
 ) -> Iterator[DrillRun]:
     """Carry out one drill inside the block; see the module's text for the guarantees.
 
@@ -59,6 +59,7 @@ def open_drill(
                 month=month,
                 run_id=run_id,
                 initiator=initiator,
+                scheduled_at=scheduled_at,
                 sandbox=sandbox,
                 folder=folder,
                 meter=meter,

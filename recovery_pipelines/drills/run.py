@@ -119,6 +119,10 @@ class DrillRun:
     """What only this scenario measures: further columns of the metrics row."""
     initiator: str = ""
     """What started the drill: a schedule, a command, a person in the UI."""
+    scheduled_at: str = ""
+    """When a schedule wanted it to start (UTC, ISO 8601); empty for a drill that was asked for."""
+    compared: list[dict[str, object]] = field(default_factory=list)
+    """How many entries of each recovered tree were compared, of how many that were backed up."""
     snapshots: list[dict[str, object]] = field(default_factory=list)
     """Id, kind and UTC time of each backup that was made."""
     fault_kinds: dict[str, int] = field(default_factory=dict)
@@ -321,6 +325,7 @@ class DrillRun:
             "ended_at": datetime.now(UTC).isoformat(),
             "plan": self.spec.plan.identity,
             "initiator": self.initiator,
+            **({"scheduled_at": self.scheduled_at} if self.scheduled_at else {}),
             "operator": operator(),
             "code": code_identity(),
             "verdict": self.verdict,
@@ -328,6 +333,8 @@ class DrillRun:
             "manual_verification": self.spec.manual_verification.model_dump(mode="json"),
             "snapshots": self.snapshots,
             "faults": self.fault_kinds,
+            **({"sampling": self.compared} if self.compared else {}),
+            "isolation": self.sandbox.isolation,
             "checks": [asdict(check) for check in self.checks],
             "canaries": self.canaries,
             "errors": self.errors,

@@ -65,6 +65,8 @@ class System:
     """What the machine said when its power was cut; empty before."""
     crashed: list[str] = field(default_factory=list)
     """The services that were made to fail."""
+    spared: list[str] = field(default_factory=list)
+    """Critical ones to which the fault could not be done."""
     observed_from: dict[str, float] = field(default_factory=dict)
 
     @classmethod

@@ -27,10 +27,13 @@ _PROVENANCE = (
     "manual_verification",
     "plan",
     "initiator",
+    "scheduled_at",
     "operator",
     "code",
     "snapshots",
     "faults",
+    "sampling",
+    "isolation",
 )
 _MEASURED = (
     "files",

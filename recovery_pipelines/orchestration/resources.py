@@ -11,6 +11,7 @@ from recovery_pipelines.errors import RecoveryError
 from recovery_pipelines.orchestration.launcher import PROCESS_TAG
 from recovery_pipelines.plan import DrillSpec
 
+_SCHEDULED_TAG = ".dagster/scheduled_execution_time"
 _INITIATOR_TAGS = {
     "dagster/schedule_name": "schedule",
     "dagster/sensor_name": "sensor",
@@ -30,9 +31,10 @@ def initiator(tags: Mapping[str, str]) -> str:
 class OpenDrills:
     """The drill that a run has in hand. Opening the next one closes the one before."""
 
-    def __init__(self, run_id: str, initiator: str = "code") -> None:
+    def __init__(self, run_id: str, initiator: str = "code", scheduled_at: str = "") -> None:
         self._run_id = run_id
         self._initiator = initiator
+        self._scheduled_at = scheduled_at
         self._stack = ExitStack()
         self._open: DrillRun | None = None
         self._stopped_after: str | None = None
@@ -58,7 +60,7 @@ class OpenDrills:
                 "and failure_handling is stop_and_notify"
             )
         self._open = self._stack.enter_context(
-            open_drill(spec, month, self._run_id, self._initiator)
+            open_drill(spec, month, self._run_id, self._initiator, self._scheduled_at)
         )
         return self._open
 
@@ -76,7 +78,8 @@ class DrillsResource(dg.ConfigurableResource[OpenDrills]):
     @contextmanager
     def yield_for_execution(self, context: dg.InitResourceContext) -> Iterator[OpenDrills]:
         tags = context.run.tags if context.run else {}
-        drills = OpenDrills(context.run_id or "unknown", initiator(tags))
+        scheduled_at = tags.get(_SCHEDULED_TAG, "")
+        drills = OpenDrills(context.run_id or "unknown", initiator(tags), scheduled_at)
         try:
             yield drills
         finally:

@@ -211,11 +211,35 @@ def _provenance(content: Mapping[str, Any]) -> dict[str, str]:
     plan, code = content.get("plan") or {}, content.get("code") or {}
     facts = {
         "initiator": content.get("initiator"),
+        "scheduled for": content.get("scheduled_at"),
         "operator": content.get("operator"),
         "plan": plan and f"{plan.get('name')} (SHA-256 {plan.get('sha256')})",
+        "compared": _compared(content.get("sampling") or ()),
+        "isolation": _isolation(content.get("isolation") or {}),
         "code": code and f"{code.get('version')} (SHA-256 {code.get('sha256')})",
     }
     return {name: str(fact) for name, fact in facts.items() if fact}
+
+
+def _compared(trees: Sequence[Mapping[str, Any]]) -> str:
+    return "; ".join(
+        f"generation {tree['generation']}: "
+        + (f"a sample, {tree['compared']:,} of " if tree["is_sample"] else "all ")
+        + f"{tree['entries']:,} entries"
+        for tree in trees
+    )
+
+
+def _isolation(found: Mapping[str, Any]) -> str:
+    if not found:
+        return ""
+    rooms = [f"{name}: own {', '.join(kinds)}" for name, kinds in found["namespaces"].items()]
+    return "; ".join(
+        [
+            f"a directory of its own (mode {found['mode']}) on the same host",
+            *(rooms or ["no namespaces"]),
+        ]
+    )
 
 
 def _objectives(

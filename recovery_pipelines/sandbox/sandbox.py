@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import re
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
@@ -40,6 +41,8 @@ class Sandbox:
         self.token = lease.token
         self.lease = lease
         """Name here what else the drill makes, before it is made."""
+        self.namespaces: dict[str, list[str]] = {}
+        """By process that was started in namespaces of its own: which kinds it has for itself."""
         self._root = root
 
     @classmethod
@@ -65,6 +68,19 @@ class Sandbox:
     def environment(self) -> dict[str, str]:
         """What every child process must carry, so that it is found if we are killed."""
         return {ENVIRONMENT_NAME: self.token}
+
+    @property
+    def isolation(self) -> dict[str, object]:
+        """What sets it apart: `directory`, `mode`, `device`, `inode`, `lease` and `namespaces`."""
+        found = self._root.stat(b"")
+        return {
+            "directory": self.path.name,
+            "mode": f"{stat.S_IMODE(found.st_mode):04o}",
+            "device": found.st_dev,
+            "inode": found.st_ino,
+            "lease": self.lease.path.name,
+            "namespaces": self.namespaces,
+        }
 
     def tree(self, name: str) -> Tree:
         """The tree `name` in this sandbox; its directory (mode 0700) is made if it is absent."""
