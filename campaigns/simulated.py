@@ -155,6 +155,8 @@ def _leave(
         "manual_verification": {"required_checks": month.manual_checks, "documentation": []},
         "snapshots": [],
         "faults": [],
+        "sampling": [],
+        "isolation": {},
         "checks": [] if month.errors else checks,
         "canaries": [],
         "errors": month.errors,
