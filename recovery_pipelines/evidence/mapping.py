@@ -81,8 +81,8 @@ DEMANDS = (
         "DORA",
         "Art. 12",
         "restores are tested periodically; integrity is checked on recovery",
-        "`checks`, `measured`, `drill.month`; `differences.parquet`",
-        "the segregation of the system restored to",
+        "`checks`, `measured`, `drill.month`; `differences.parquet`; `isolation`",
+        "physical segregation: a drill restores on its own host",
     ),
 )
 
