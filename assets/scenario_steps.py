@@ -7,6 +7,7 @@ import pandas as pd
 
 from recovery_pipelines.drills.run import DrillRun
 from recovery_pipelines.drills.scenarios import scenario_of
+from recovery_pipelines.orchestration.repositories import repository_key
 from recovery_pipelines.orchestration.stages import (
     check_results,
     check_specs,
@@ -15,6 +16,7 @@ from recovery_pipelines.orchestration.stages import (
     table,
 )
 from recovery_pipelines.plan import DrillSpec
+from recovery_pipelines.plan.repositories import RepositoryTarget
 from recovery_pipelines.services.stack import picture
 
 
@@ -40,7 +42,7 @@ def _asset(
 
     @dg.asset(
         **stage_options(spec, step, what),
-        deps=[dg.AssetKey([spec.name, before])] if before else [],
+        deps=[dg.AssetKey([spec.name, before])] if before else _sources(spec),
         check_specs=check_specs(spec, step, checks),
     )
     def scenario_step(
@@ -65,6 +67,11 @@ def _asset(
         )
 
     return scenario_step
+
+
+def _sources(spec: DrillSpec) -> list[dg.AssetKey]:
+    """What an audit reads."""
+    return [repository_key(spec)] if isinstance(spec.target, RepositoryTarget) else []
 
 
 def _picture(found: pd.DataFrame) -> dict[str, dg.MarkdownMetadataValue]:

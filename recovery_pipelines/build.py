@@ -28,10 +28,12 @@ from recovery_pipelines.assets import (
     trend_analysis,
 )
 from recovery_pipelines.assets import monitoring as monitoring_assets
+from recovery_pipelines.assets import repositories as repository_assets
 from recovery_pipelines.drills.data_recovery import require_known
 from recovery_pipelines.orchestration.jobs import drill_job, drill_schedule, jobs, monitoring_job
 from recovery_pipelines.orchestration.stages import RESOURCES
 from recovery_pipelines.plan import DrillSpec, Plan, find_plan, load_plan
+from recovery_pipelines.plan.repositories import RepositoryTarget
 from recovery_pipelines.plan.targets import Target
 from recovery_pipelines.sensors import (
     analysis,
@@ -39,6 +41,7 @@ from recovery_pipelines.sensors import (
     drill_overdue,
     monitoring,
     notifications,
+    repositories,
     sandbox_reaper,
     sign_offs,
 )
@@ -90,6 +93,7 @@ def build_definitions(plan: Plan | Path | str | None = None) -> dg.Definitions:
     if plan.detection_matrix:
         measured = [detection_matrix.build(plan, plan.detection_matrix)]
         group_jobs.append(detection_matrix.job(plan))
+    audits = [spec for spec in specs if isinstance(spec.target, RepositoryTarget)]
     return dg.Definitions(
         assets=[
             *(asset for spec in specs for asset in stage_assets(spec)),
@@ -97,7 +101,9 @@ def build_definitions(plan: Plan | Path | str | None = None) -> dg.Definitions:
             retention,
             *measured,
             *watched,
+            *repository_assets.build(audits),
         ],
+        asset_checks=repository_assets.checks(audits),
         resources=RESOURCES,
         jobs=[*jobs(specs), *group_jobs],
         schedules=schedules,
@@ -109,6 +115,7 @@ def build_definitions(plan: Plan | Path | str | None = None) -> dg.Definitions:
             *([analysis.build(derived)] if derived else []),
             *_sign_off_sensors(plan, specs, tables[:1], derived[len(tables) :]),
             *watchers,
+            *([repositories.build(audits)] if audits else []),
         ],
     )
 

@@ -29,14 +29,15 @@ def effect_criteria(spec_of: SpecOf, group: str, criteria: str, kept: str, left_
     return effect
 
 
-def effect_schedule(group: str) -> Effect:
+def effect_schedule(group: str, **target: object) -> Effect:
     def effect(tmp_path: Path, *_: object) -> None:
         for value, cron in (
             ("monthly", "0 3 1 * *"),
             ("30 4 2 * *", "30 4 2 * *"),
             ("manual", None),
         ):
-            plan = make_plan(tmp_path, **{f"{_prefix(group)}__automation__schedule": value})
+            key = f"{_prefix(group)}__automation__schedule"
+            plan = make_plan(tmp_path, **{key: value} | target)
             schedules = {s.name: s.cron_schedule for s in build_definitions(plan).schedules or []}
             assert schedules.get(f"{group}_schedule") == cron
 

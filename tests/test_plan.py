@@ -29,6 +29,7 @@ from recovery_pipelines.reporting.publish import distribute, write_reports
 from recovery_pipelines.reporting.render import NAMES as REPORTS
 from recovery_pipelines.verdict import Verdict
 from tests import monitoring_effects
+from tests.audit_effects import AUDIT_EFFECTS
 from tests.matrix_effects import MATRIX_EFFECTS
 from tests.pair_effects import PAIR_EFFECTS
 from tests.plans import MONTH, SHIPPED, content, make_plan, make_spec
@@ -559,7 +560,7 @@ EFFECTS: dict[str, Callable[..., None]] = {
 }
 EFFECTS |= {f"monitoring.{key}": effect for key, effect in monitoring_effects.EFFECTS.items()}
 
-EFFECTS |= STACK_EFFECTS | PAIR_EFFECTS | MATRIX_EFFECTS
+EFFECTS |= STACK_EFFECTS | PAIR_EFFECTS | MATRIX_EFFECTS | AUDIT_EFFECTS
 
 
 def keys_of(model: type[BaseModel], prefix: str = "") -> Iterator[str]:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recovery_pipelines.analysis.sampling import (
+from recovery_pipelines.audits.sampling import (
     choose,
     choose_by_size,
     sample_size,

@@ -14,6 +14,7 @@ class _LazyGroup(click.Group):
 
     modules: ClassVar[dict[str, str]] = {
         "analysis": "recovery_pipelines.cli.analysis",
+        "audit": "recovery_pipelines.cli.audit",
         "drill": "recovery_pipelines.cli.drill",
         "evidence": "recovery_pipelines.cli.evidence",
         "manifest": "recovery_pipelines.cli.manifest",

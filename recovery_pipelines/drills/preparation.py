@@ -11,6 +11,7 @@ import psutil
 
 from recovery_pipelines.drills.run import DrillRun
 from recovery_pipelines.errors import PreparationError
+from recovery_pipelines.plan.repositories import RepositoryTarget
 from recovery_pipelines.plan.targets import Target
 from recovery_pipelines.services.host import capabilities
 
@@ -28,6 +29,7 @@ _LIBRARIES = ("recovery-pipelines", "dagster", "pyarrow", "pandas", "xxhash")
 def prepare(run: DrillRun) -> None:
     """Check `system_snapshot` and `resource_availability` where the plan requires them.
 
+    What an audit restores is only known from the repository: it asks for room itself.
     `backup_verification` follows when there is a backup to verify, before any damage.
     Raises PreparationError with the numbers.
     """
@@ -35,7 +37,7 @@ def prepare(run: DrillRun) -> None:
     if "system_snapshot" in required:
         run.system_snapshot = system_snapshot(run)
         run.journal(event="system_snapshot", **run.system_snapshot)
-    if "resource_availability" in required:
+    if "resource_availability" in required and not isinstance(run.spec.target, RepositoryTarget):
         if isinstance(run.spec.target, Target):
             needed_bytes, needed_entries = map(room_for, _target_size(run))
         else:

@@ -9,6 +9,7 @@ import pandas as pd
 from recovery_pipelines.drills import (
     network_recovery,
     partial_failure,
+    repository_audit,
     system_failure,
     volume_destroyed,
 )
@@ -19,6 +20,7 @@ from recovery_pipelines.drills.run import DrillRun
 from recovery_pipelines.errors import RecoveryError
 from recovery_pipelines.plan import DrillSpec
 from recovery_pipelines.plan.model import VOLUME_DESTROYED
+from recovery_pipelines.plan.repositories import RepositoryTarget
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,8 @@ _VOLUME_DESTROYED = SteppedScenario(volume_destroyed.STEPS, volume_destroyed.CHE
 
 def scenario_of(spec: DrillSpec) -> SteppedScenario:
     """How a drill is carried out."""
+    if isinstance(spec.target, RepositoryTarget):
+        return SteppedScenario(repository_audit.STEPS, repository_audit.checks_of(spec))
     return _VOLUME_DESTROYED if spec.engine == VOLUME_DESTROYED else SCENARIOS[spec.scenario.name]
 
 

@@ -8,8 +8,10 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from recovery_pipelines.errors import PlanError
+from recovery_pipelines.plan.any_target import TAGS, AnyTarget
 from recovery_pipelines.plan.model import Plan
-from recovery_pipelines.plan.targets import REPLICATION_TAG, SERVICES_TAG, TREE_TAG, Target
+from recovery_pipelines.plan.repositories import RepositoryTarget
+from recovery_pipelines.plan.targets import Target
 
 PLAN_VARIABLE = "RECOVERY_PLAN"
 
@@ -59,12 +61,7 @@ def parse_plan(text: str, *, name: str, folder: Path) -> Plan:
         plan._file_name = Path(name).name
     except ValidationError as error:
         raise PlanError("\n".join(_explain(error, name, lines))) from None
-    targets = {
-        target_name: target.model_copy(update={"path": folder / target.path.expanduser()})
-        if isinstance(target, Target) and target.path
-        else target
-        for target_name, target in plan.targets.items()
-    }
+    targets = {name: _anchored(target, folder) for name, target in plan.targets.items()}
     home = folder / plan.data_home.expanduser()
     monitoring = plan.monitoring and plan.monitoring.anchored(folder)
     evidence, authority = plan.evidence, plan.evidence.timestamp_authority
@@ -73,6 +70,15 @@ def parse_plan(text: str, *, name: str, folder: Path) -> Plan:
         evidence = evidence.model_copy(update={"timestamp_authority": anchored})
     update = {"data_home": home, "targets": targets, "evidence": evidence}
     return plan.model_copy(update=update | {"monitoring": monitoring})
+
+
+def _anchored(target: AnyTarget, folder: Path) -> AnyTarget:
+    """Its paths, which the plan gives relative to its own folder."""
+    if isinstance(target, RepositoryTarget):
+        return target.anchored(folder)
+    if isinstance(target, Target) and target.path:
+        return target.model_copy(update={"path": folder / target.path.expanduser()})
+    return target
 
 
 def _index_lines(node: yaml.Node | None, at: KeyPath, lines: dict[KeyPath, int], name: str) -> None:
@@ -99,9 +105,7 @@ def _explain(error: ValidationError, name: str, lines: dict[KeyPath, int]) -> li
     """One line per distinct mistake. Pydantic's location can hold union members: they are cut."""
     explained = []
     for mistake in error.errors(include_url=False, include_input=False):
-        location: KeyPath = tuple(
-            part for part in mistake["loc"] if part not in (TREE_TAG, SERVICES_TAG, REPLICATION_TAG)
-        )
+        location: KeyPath = tuple(part for part in mistake["loc"] if part not in TAGS)
         known = location
         while known and known not in lines:
             known = known[:-1]

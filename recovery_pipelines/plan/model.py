@@ -9,13 +9,16 @@ from typing import Annotated, Self
 
 from pydantic import Field, PrivateAttr, model_validator
 
+from recovery_pipelines.plan.any_target import AnyTarget, TaggedTarget
 from recovery_pipelines.plan.base import Name, Strict, unique
 from recovery_pipelines.plan.channels import Channel, Smtp
 from recovery_pipelines.plan.execution import ExecutionControls, ManualVerification, TestExecution
 from recovery_pipelines.plan.matrix import DetectionMatrix
 from recovery_pipelines.plan.monitoring import Monitoring
 from recovery_pipelines.plan.reporting import Reporting, Retention, retention_days
+from recovery_pipelines.plan.repositories import RepositoryTarget
 from recovery_pipelines.plan.scenarios import (
+    AuditScenario,
     Automation,
     DataScenario,
     NetworkScenario,
@@ -23,7 +26,7 @@ from recovery_pipelines.plan.scenarios import (
     ScenarioGroup,
     TestScenarios,
 )
-from recovery_pipelines.plan.targets import AnyTarget, ReplicationTarget, ServicesTarget, Target
+from recovery_pipelines.plan.targets import ReplicationTarget, ServicesTarget, Target
 
 
 class TestFramework(Strict):
@@ -58,10 +61,11 @@ class DrillSpec:
     scenario: Scenario
     automation: Automation
     target_name: str
-    target: Target | ServicesTarget | ReplicationTarget
+    target: AnyTarget
     engine: str
-    """The backup tool; for a service stack, the way in which it recovers or what is done to its
-    services; for a replicated database, what happens to its network."""
+    """The backup tool, or that of an existing repository; for a service stack, the way in which it
+    recovers or what is done to its services; for a replicated database, what happens to its
+    network."""
     plan: "Plan"
 
     @property
@@ -83,6 +87,12 @@ class DrillSpec:
         return self.target
 
     @property
+    def audited(self) -> RepositoryTarget:
+        """The target of an audit."""
+        assert isinstance(self.target, RepositoryTarget)
+        return self.target
+
+    @property
     def controls(self) -> ExecutionControls:
         return self.plan.test_framework.test_execution.execution_controls
 
@@ -96,7 +106,7 @@ class Plan(Strict):
 
     data_home: Path = Path("data")
     """The folder for everything that drills write; relative to the plan's own folder."""
-    targets: dict[Name, AnyTarget]
+    targets: dict[Name, TaggedTarget]
     teams: dict[Name, Annotated[tuple[Channel, ...], Field(min_length=1)]] = Field(
         default_factory=dict
     )
@@ -184,12 +194,12 @@ class Plan(Strict):
         ]
 
 
-def _engines(
-    scenario: Scenario, target: Target | ServicesTarget | ReplicationTarget
-) -> tuple[str, ...]:
+def _engines(scenario: Scenario, target: AnyTarget) -> tuple[str, ...]:
     """With what a scenario recovers a target; nothing if it is not for such targets."""
     if isinstance(target, Target):
         return target.engines if isinstance(scenario, DataScenario) else ()
+    if isinstance(target, RepositoryTarget):
+        return (target.repository.tool,) if isinstance(scenario, AuditScenario) else ()
     if isinstance(target, ReplicationTarget):
         return target.failures if isinstance(scenario, NetworkScenario) else ()
     ways = {"complete_system_failure": target.recoveries, "partial_failure": target.faults}

@@ -37,8 +37,9 @@ SCENARIO_STEPS: dict[str, tuple[str, ...]] = {
         "verify_connectivity",
         "restore_primary_network",
     ),
+    "repository_audit": ("audit_restore", "audit_verification", "audit_metrics"),
 }
-"""The seed's steps of each supported scenario."""
+"""The steps of each supported scenario; the seed's, but for the audit of a team's own backups."""
 DataIntegrityCriterion = Literal["all_files_recovered", "checksums_match"]
 StructureCriterion = Literal["directory_structure_intact", "permissions_correct"]
 AccessibilityCriterion = Literal["files_accessible", "applications_functional"]
@@ -47,6 +48,7 @@ ServiceDataCriterion = Literal["checksums_match", "no_corruption"]
 PerformanceCriterion = Literal["response_times_normal", "no_degradation"]
 ConnectivityCriterion = Literal["all_services_accessible", "no_packet_loss"]
 NetworkPerformanceCriterion = Literal["latency_within_limits", "bandwidth_normal"]
+RecoverabilityCriterion = Literal["backup_restores", "data_match"]
 ConsistencyCriterion = Literal["no_split_brain", "no_acknowledged_write_lost"]
 
 
@@ -101,6 +103,12 @@ class NetworkCriteria(Criteria):
     )
 
 
+class AuditCriteria(Criteria):
+    """The criteria of the audits of existing repositories."""
+
+    recoverability: tuple[RecoverabilityCriterion, ...] = ("backup_restores", "data_match")
+
+
 class Scenario(Strict):
     """One scenario: what is done, in the seed's steps, and what must hold afterwards."""
 
@@ -147,6 +155,11 @@ class SystemScenario(Scenario):
 class NetworkScenario(Scenario):
     name: Literal["network_isolation"]
     validation_criteria: NetworkCriteria = NetworkCriteria()
+
+
+class AuditScenario(Scenario):
+    name: Literal["repository_audit"]
+    validation_criteria: AuditCriteria = AuditCriteria()
 
 
 Cron = Annotated[str, Field(pattern=r"^(\S+\s+){4}\S+$")]
@@ -207,7 +220,14 @@ class NetworkRecovery(ScenarioGroup):
     scenarios: tuple[NetworkScenario, ...] = (NetworkScenario(name="network_isolation"),)
 
 
+class BackupAudit(ScenarioGroup):
+    """What is done to the repositories that others write."""
+
+    scenarios: tuple[AuditScenario, ...] = (AuditScenario(name="repository_audit"),)
+
+
 class TestScenarios(Strict):
     data_recovery: DataRecovery = DataRecovery()
     system_failure: SystemFailure = SystemFailure()
     network_recovery: NetworkRecovery = NetworkRecovery()
+    backup_audit: BackupAudit = BackupAudit()

@@ -7,12 +7,10 @@ from typing import Annotated, Literal, Self
 from pydantic import (
     BeforeValidator,
     ByteSize,
-    Discriminator,
     Field,
     NonNegativeFloat,
     PositiveFloat,
     PositiveInt,
-    Tag,
     field_validator,
     model_validator,
 )
@@ -198,18 +196,3 @@ class ReplicationTarget(Strict):
         return self
 
     _no_repeats = field_validator("failures")(unique)
-
-
-def _target_tag(value: object) -> str:
-    keys = value if isinstance(value, dict) else vars(value)
-    tags = {"services": SERVICES_TAG, "replication": REPLICATION_TAG}
-    return next((tag for key, tag in tags.items() if key in keys), TREE_TAG)
-
-
-TREE_TAG, SERVICES_TAG, REPLICATION_TAG = "file-tree", "service-stack", "replicated-database"
-AnyTarget = Annotated[
-    Annotated[Target, Tag(TREE_TAG)]
-    | Annotated[ServicesTarget, Tag(SERVICES_TAG)]
-    | Annotated[ReplicationTarget, Tag(REPLICATION_TAG)],
-    Discriminator(_target_tag),
-]

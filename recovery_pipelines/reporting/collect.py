@@ -223,7 +223,7 @@ def _provenance(content: Mapping[str, Any]) -> dict[str, str]:
 
 def _compared(trees: Sequence[Mapping[str, Any]]) -> str:
     return "; ".join(
-        f"generation {tree['generation']}: "
+        (f"backup {tree['backup']}: " if "backup" in tree else f"generation {tree['generation']}: ")
         + (f"a sample, {tree['compared']:,} of " if tree["is_sample"] else "all ")
         + f"{tree['entries']:,} entries"
         for tree in trees

@@ -1,0 +1,191 @@
+"""Verifying restored data against what they should be, and how much that proves."""
+
+import os
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from recovery_pipelines import manifest
+from recovery_pipelines.audits.repositories import Backup, Contents
+from recovery_pipelines.audits.sampling import choose, choose_by_size, sample_size, upper_limit
+from recovery_pipelines.errors import RecoveryError
+from recovery_pipelines.plan.repositories import Reference, Sample
+
+_DIRECTORY = "directory"
+
+
+@dataclass(frozen=True)
+class Expectation:
+    """What a backup should hold."""
+
+    source: str
+    """`manifest`, `live data`, or `the tool's own record`."""
+    file: Path | None
+    """A manifest; None for the tool's own record."""
+    live: Path | None = None
+    """Where it was captured just now, if it was."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What verifying one backup showed."""
+
+    files: int
+    """In the backup, as far as is known: N."""
+    size_bytes: int
+    verified: int
+    """Files that were looked at: n."""
+    verified_bytes: int
+    bad: dict[bytes, str]
+    """What is wrong, by path."""
+    changed_since: int
+    """Entries that differ from the live data because those changed after the backup."""
+    good: list[bytes]
+    """Files that were looked at and are right."""
+    undecided: int
+
+
+def expectation(reference: Reference, backup: Backup, scratch: Path) -> Expectation:
+    """The strongest that there is for this backup. Captures the live data if it comes to that."""
+    if reference.manifests:
+        names = (backup.backup_id, backup.name)
+        for name in names:
+            file = reference.manifests / f"{name}.parquet"
+            if file.is_file():
+                return Expectation("manifest", file)
+    if reference.live:
+        file = scratch / "live.parquet"
+        if not file.exists():
+            manifest.capture(reference.live, file)
+        return Expectation("live data", file, reference.live)
+    return Expectation("the tool's own record", None)
+
+
+def files_of(file: Path) -> tuple[list[bytes], list[int]]:
+    """Paths of all entries of a manifest but directories, sorted, and their sizes."""
+    table = manifest.read(file, ["path", "type", "size"])
+    rows = zip(*(column.to_pylist() for column in table.columns), strict=True)
+    wanted = [(path, size or 0) for path, kind, size in rows if kind != _DIRECTORY]
+    return [path for path, _ in wanted], [size for _, size in wanted]
+
+
+def chosen_by_lot(
+    paths: Sequence[bytes], sizes: Sequence[int], sample: Sample, seed: bytes
+) -> list[bytes]:
+    """As many as the statement of `sample` needs."""
+    if sample.by == "bytes":
+        array = np.array(sizes, np.int64)
+        return choose_by_size(paths, array, sample.bad_share, sample.confidence, seed)
+    count = sample_size(len(paths), sample.bad_share, sample.confidence)
+    return choose(paths, count, seed)
+
+
+def verify(
+    expected: Expectation,
+    backup: Backup,
+    tree: Path,
+    chosen: Collection[bytes] | None,
+    ignore: Collection[str],
+    scratch: Path,
+) -> Outcome:
+    """Compare the restored `tree` with a manifest: all of it, or only the files `chosen`."""
+    assert expected.file is not None
+    found = scratch / "found.parquet"
+    manifest.capture(tree, found)
+    paths, sizes = files_of(expected.file)
+    size_of = dict(zip(paths, sizes, strict=True))
+    against = expected.file
+    if chosen is not None:
+        against = scratch / "chosen.parquet"
+        manifest.subset(expected.file, chosen, against)
+        manifest.subset(found, chosen, scratch / "found-chosen.parquet")
+        found = scratch / "found-chosen.parquet"
+    comparison = manifest.compare(against, found, ignore=ignore)
+    bad, changed = _sorted_out(comparison.differences, expected, backup)
+    looked_at = paths if chosen is None else list(chosen)
+    undecided = set(comparison.undecided_entries["path"].to_pylist())
+    verified = [path for path in looked_at if path not in changed and path not in undecided]
+    return Outcome(
+        files=len(paths),
+        size_bytes=sum(sizes),
+        verified=len(verified),
+        verified_bytes=sum(size_of.get(path, 0) for path in verified),
+        bad=bad,
+        changed_since=len(changed),
+        good=[path for path in verified if path not in bad],
+        undecided=len(undecided),
+    )
+
+
+def verify_record(contents: Contents, tree: Path) -> Outcome:
+    """Compare names and sizes of the restored files with what the tool recorded."""
+    bad = {}
+    for name, size in contents.sizes_bytes.items():
+        try:
+            found = (tree / name).lstat().st_size
+        except OSError as error:
+            bad[os.fsencode(name)] = f"recorded, but not restored: {error.strerror}"
+            continue
+        if found != size:
+            bad[os.fsencode(name)] = f"{size:,} bytes recorded, {found:,} restored"
+    names = [os.fsencode(name) for name in contents.sizes_bytes]
+    total = sum(contents.sizes_bytes.values())
+    good = [name for name in names if name not in bad]
+    return Outcome(len(names), total, len(names), total, bad, 0, good, 0)
+
+
+def most_bad(outcome: Outcome, sample: Sample | None, drawn: Collection[bytes]) -> int | None:
+    """Most bad files that there may be, at the sample's confidence; exact where all was seen.
+
+    Rests on the files that were drawn by lot alone. None for a sample by bytes, which says nothing
+    of the number of files.
+    """
+    if sample is None or outcome.verified >= outcome.files:
+        return len(outcome.bad)
+    if sample.by == "bytes":
+        return None
+    good = set(outcome.good)
+    bad = sum(path in outcome.bad for path in drawn)
+    seen = bad + sum(path in good for path in drawn)
+    return upper_limit(outcome.files, seen, bad, sample.confidence)
+
+
+def newest_mark(file: Path) -> datetime:
+    """The last time that a job wrote into `file`. RecoveryError if it holds none."""
+    try:
+        lines = file.read_text(encoding="ascii").split()
+        return max(_moment(line) for line in lines)
+    except (OSError, ValueError) as error:
+        raise RecoveryError(f"the marks {file.name} of the restored data: {error}") from None
+
+
+def _moment(text: str) -> datetime:
+    moment = datetime.fromisoformat(text)
+    return moment.replace(tzinfo=moment.tzinfo or UTC)
+
+
+def _sorted_out(
+    differences: pa.Table, expected: Expectation, backup: Backup
+) -> tuple[dict[bytes, str], set[bytes]]:
+    """What is wrong, by path, and what only changed in the live data after the backup."""
+    bad: dict[bytes, str] = {}
+    changed: set[bytes] = set()
+    for row in differences.to_pylist():
+        path = row["path"]
+        if expected.live and _changed_after(expected.live, path, backup.created_at):
+            changed.add(path)
+        elif path not in bad:
+            bad[path] = f"{row['kind']}: {row['expected']} → {row['found']}"
+    return bad, changed
+
+
+def _changed_after(live: Path, path: bytes, moment: datetime) -> bool:
+    """Whether a live entry changed after a moment; of one that is gone, its nearest folder."""
+    entry = live / os.fsdecode(path)
+    while not os.path.lexists(entry) and entry != live:
+        entry = entry.parent
+    return entry.lstat().st_ctime >= moment.timestamp()

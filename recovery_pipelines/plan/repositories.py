@@ -1,0 +1,135 @@
+"""The plan's targets with a `repository`: backups that others make, to be audited."""
+
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, PositiveInt, model_validator
+
+from recovery_pipelines.plan.base import Strict
+from recovery_pipelines.plan.channels import Secret
+from recovery_pipelines.plan.targets import Aspect, Objectives
+
+Tool = Literal["restic", "borg", "directory"]
+Share = Annotated[float, Field(gt=0, lt=1)]
+
+
+class Repository(Strict):
+    """Where the backups are, as their own tool names it: exactly one of the tools."""
+
+    restic: str | None = None
+    """A folder, or what restic calls it: `s3:…`, `sftp:…`, `rest:…`."""
+    borg: str | None = None
+    """A folder, or `ssh://…`."""
+    directory: Path | None = None
+    """A folder of tar archives, each a whole backup, compressed or not."""
+    password: Secret | None = None
+    environment: tuple[Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")], ...] = ()
+    """Variables that the tool gets from our environment, such as AWS_ACCESS_KEY_ID."""
+    path: str | None = None
+    """The folder that was backed up, as the tool recorded it; needed where a repository holds
+    several."""
+    match: str = "*"
+    """Only backups of this name (borg), host (restic) or file name (directory); `*` and `?`."""
+
+    @model_validator(mode="after")
+    def _one_tool(self) -> Self:
+        if sum(place is not None for place in (self.restic, self.borg, self.directory)) != 1:
+            raise ValueError("a repository has exactly one of: restic, borg, directory")
+        if self.restic is not None and self.password is None:
+            raise ValueError("a restic repository needs its `password`: env:NAME")
+        if self.directory is not None and (self.password or self.environment):
+            raise ValueError("a directory of archives has no password and no environment")
+        return self
+
+    @property
+    def tool(self) -> Tool:
+        if self.restic is not None:
+            return "restic"
+        return "borg" if self.borg is not None else "directory"
+
+    @property
+    def location(self) -> str:
+        return str(self.restic or self.borg or self.directory)
+
+
+class Reference(Strict):
+    """What the restored data are verified against; the strongest that there is counts."""
+
+    manifests: Path | None = None
+    """A folder with `<id or name of the backup>.parquet`, captured when the backup was made."""
+    live: Path | None = None
+    """The folder that is backed up. What changed since the backup is counted apart."""
+    command: tuple[str, ...] = ()
+    """Runs in the restored folder and exits with 0 if the data are right."""
+
+
+class Sample(Strict):
+    """How many files are verified, chosen by lot: so many that the statement holds."""
+
+    bad_share: Share
+    """If no chosen file is bad, less than this share of all is bad."""
+    confidence: Share = 0.95
+    by: Literal["files", "bytes"] = "files"
+    """What the share is of."""
+
+
+class Coverage(Strict):
+    """Files whose last verification is longest ago are verified beside the sample."""
+
+    files: PositiveInt
+    """How many in each audit."""
+    days: PositiveInt
+    """Within so many days every file must have been verified."""
+
+
+class RepositoryTarget(Strict):
+    """A repository that others write. It is only read."""
+
+    repository: Repository
+    verify_against: Reference = Reference()
+    snapshot: Literal["newest", "random"] = "newest"
+    """Which backup is restored."""
+    sample: Sample | None = None
+    """If left out, everything is restored and verified."""
+    coverage: Coverage | None = None
+    generations: Annotated[int, Field(ge=0, le=1000)] = 10
+    """If a backup is bad, so many older ones are tried in search of the last good one."""
+    marks: str | None = None
+    """A file in the data to which a job appends the time, such as `date -u +%FT%TZ >> marks`."""
+    objectives: Objectives = Objectives()
+    not_kept: tuple[Aspect, ...] = ()
+    """Aspects that the backups do not promise to keep; recorded in every result."""
+
+    def anchored(self, folder: Path) -> Self:
+        """Its folders, which the plan gives relative to its own."""
+        repository, reference = self.repository, self.verify_against
+        places: dict[str, object] = {
+            tool: str(folder / Path(place).expanduser())
+            for tool in ("restic", "borg")
+            if (place := getattr(repository, tool)) and ":" not in place
+        }
+        if repository.directory:
+            places["directory"] = folder / repository.directory.expanduser()
+        folders = {
+            name: folder / place.expanduser()
+            for name in ("manifests", "live")
+            if (place := getattr(reference, name))
+        }
+        return self.model_copy(
+            update={
+                "repository": repository.model_copy(update=places),
+                "verify_against": reference.model_copy(update=folders),
+            }
+        )
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Self:
+        if self.coverage and not self.sample:
+            raise ValueError("`coverage` belongs to a `sample`: without one, all is verified")
+        if self.sample and self.verify_against.command:
+            raise ValueError("a `command` needs the whole data: leave `sample` out")
+        if self.sample and not (self.verify_against.manifests or self.verify_against.live):
+            raise ValueError(
+                "a `sample` needs verify_against.manifests or .live: the files are chosen from it"
+            )
+        return self
