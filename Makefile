@@ -8,7 +8,7 @@ TEST_PACKAGES := $(DRILL_PACKAGES) acl attr borgbackup chromium faketime iproute
 	pgbackrest postgresql redis-server restic rsync
 BENCH_PACKAGES := $(TEST_PACKAGES) b3sum hashdeep rclone xxhash
 
-.PHONY: help setup drill ui test check bench campaign matrix lock clean
+.PHONY: help setup drill ui test check bench campaign matrix sbom lock clean
 
 help:  ## Show the commands
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -56,6 +56,10 @@ matrix: .venv/installed-dev  ## Plant thousands of faults and count who notices;
 .venv/installed-dev: .venv/installed requirements-dev.lock
 	$(BIN)/pip install --quiet --require-hashes -r requirements-dev.lock
 	touch $@
+
+sbom: .venv/installed-dev  ## Write sbom.cdx.json (CycloneDX) of what users install
+	$(BIN)/cyclonedx-py requirements requirements.lock --pyproject pyproject.toml --output-reproducible \
+		--of JSON --output-file sbom.cdx.json
 
 lock: .venv/installed-dev  ## Lock the dependencies anew
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \

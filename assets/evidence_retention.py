@@ -4,7 +4,9 @@ import dagster as dg
 
 from recovery_pipelines.errors import RecoveryError
 from recovery_pipelines.evidence.retention import Removal, prune
+from recovery_pipelines.notifications import forget
 from recovery_pipelines.plan import Plan
+from recovery_pipelines.plan.reporting import retention_days
 
 NAME = "evidence_retention"
 _CRON = "0 5 * * *"
@@ -27,7 +29,8 @@ def build(plan: Plan) -> tuple[dg.AssetsDefinition, dg.ScheduleDefinition]:
             raise dg.Failure(f"{type(error).__name__}: {error}") from None
         if removal.refused:
             raise dg.Failure(f"nothing was removed: {removal.refused}")
-        return dg.MaterializeResult(metadata=_metadata(removal))
+        lines = forget(plan.data_home, retention_days(plan.evidence.retention))
+        return dg.MaterializeResult(metadata=_metadata(removal) | {"removed_receipts": lines})
 
     schedule = dg.ScheduleDefinition(
         name=f"{NAME}_schedule",

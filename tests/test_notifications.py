@@ -22,7 +22,7 @@ from recovery_pipelines.drills.data_recovery import carry_out
 from recovery_pipelines.drills.failure import tell_failure, tell_resolved
 from recovery_pipelines.drills.overdue import longest_time, tell_overdue
 from recovery_pipelines.errors import PlanError, RecoveryError
-from recovery_pipelines.notifications import notify, receipts, send_pending
+from recovery_pipelines.notifications import forget, notify, receipts, send_pending
 from recovery_pipelines.orchestration.partitions import first_start
 from recovery_pipelines.plan import DrillSpec, Plan
 from recovery_pipelines.verdict import Verdict
@@ -633,6 +633,44 @@ def test_the_command_shows_and_tests(tmp_path: Path, mail: MailServer) -> None:
     shown = CliRunner().invoke(recovery, arguments).output
     assert "3 sent, 1 failed" in shown
     assert B not in shown
+
+
+def test_what_was_given_up_on_is_sent_again_to_those_who_missed_it(
+    tmp_path: Path, mail: MailServer
+) -> None:
+    mail.on_recipient = {B: "550 no such user"}.get
+    plan = mail_plan(tmp_path, mail)
+    first = tell(plan)
+    assert states(plan) == ["sent", "failed"]
+    mail.on_recipient = lambda address: None
+    arguments = ["notifications", "--plan", str(plan_file(tmp_path, plan)), "resend"]
+    run = CliRunner().invoke(recovery, arguments)
+    assert run.exit_code == 0, run.output
+    assert [message.recipients for message in mail.received] == [[A], [B]]
+    assert str(first) in mail.received[1].message.as_string()
+    assert sorted(states(plan)) == ["resent", "sent", "sent"]
+    again = CliRunner().invoke(recovery, arguments)
+    assert (again.exit_code, len(mail.received)) == (0, 2)
+    assert "nothing to send again" in again.output
+    unknown = CliRunner().invoke(recovery, [*arguments, "unknown"])
+    assert "no failed message has the id 'unknown'" in str(unknown.exception)
+
+
+def test_old_receipts_are_forgotten_and_open_ones_are_not(tmp_path: Path, mail: MailServer) -> None:
+    plan = mail_plan(tmp_path, mail)
+    tell(plan)
+    mail.on_data = lambda server: "451 later"
+    tell(plan)
+    lines = plan.data_home / "notifications" / "receipts.jsonl"
+    before = receipts(plan.data_home)
+    assert forget(plan.data_home, 365) > 0
+    assert receipts(plan.data_home).equals(before)
+    assert len(lines.read_text().splitlines()) == 4
+    forget(plan.data_home, 365, datetime.now(UTC) + timedelta(days=366))
+    assert states(plan) == ["pending", "pending"]
+    mail.on_data = lambda server: None
+    send_later(plan)
+    assert states(plan) == ["sent", "sent"]
 
 
 def test_the_sensors_of_a_real_dagster_send_and_watch(tmp_path: Path, mail: MailServer) -> None:

@@ -18,6 +18,7 @@ from recovery_pipelines.analysis.rules import RULES
 from recovery_pipelines.cli import recovery
 from recovery_pipelines.drills.data_recovery import carry_out
 from recovery_pipelines.errors import RecoveryError
+from recovery_pipelines.evidence.signoff import sign_off, standings
 from recovery_pipelines.plan import Plan
 from recovery_pipelines.reporting.collect import build_report
 from recovery_pipelines.reporting.model import Unavailable
@@ -69,6 +70,22 @@ def test_a_file_name_that_is_not_utf_8_does_no_harm(tmp_path: Path) -> None:
     odd = {"checksums_match": (Verdict.FAIL, "wrong: caf\udce9")}
     plan = history(tmp_path, Month(checks=odd))
     assert "caf\\udce9" in said(tmp_path, plan, 1)["evidence"].iloc[0]
+
+
+def test_what_a_person_found_wrong_is_said(tmp_path: Path) -> None:
+    asked = "test_framework__test_execution__validation__manual_verification__required_checks"
+    spec = make_spec(tmp_path, **{asked: ["user_access"]})
+    record = carry_out(spec, MONTH, "run")
+    assert record.automated_verdict is Verdict.PASS, record.reason
+    words = {"test_results": "x", "issues_found": "nobody can log in", "resolutions": "none"}
+    home = spec.plan.data_home
+    (standing,) = standings(home)
+    said_by = {"check": "user_access", "by": "Ada Lovelace", "role": "reviewer"}
+    sign_off(home, standing.drill, **said_by, result="fail", documentation=words)
+    found = recommendations(home, spec.plan, date.fromisoformat(MONTH)).set_index("id")
+    row = found.loc[f"manual_check_failed:{spec.name}"]
+    assert row["priority"] == "critical"
+    assert "FAIL by sign-off of user_access" in row["evidence"]
 
 
 def test_without_evidence_nothing_is_recommended(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import click
 import pandas as pd
 
 from recovery_pipelines.cli.plan import plan_option
-from recovery_pipelines.notifications import notify, receipts
+from recovery_pipelines.notifications import notify, receipts, resend
 from recovery_pipelines.plan import find_plan, load_plan
 
 _NEWEST_SENT = 20
@@ -23,7 +23,9 @@ def command(context: click.Context, plan_path: Path | None) -> None:
         return
     table = receipts(load_plan(plan_path or find_plan()).data_home)
     sent = table[table["state"] == "sent"]
-    click.echo(_text(table[table["state"] != "sent"], "Nothing is pending or failed."))
+    click.echo(
+        _text(table[~table["state"].isin(["sent", "resent"])], "Nothing is pending or failed.")
+    )
     click.echo()
     click.echo(_text(sent.tail(_NEWEST_SENT), "Nothing was sent yet."))
     counts = ", ".join(
@@ -45,7 +47,25 @@ def test(plan_path: Path | None, team: str) -> None:
     sys.exit(0 if len(table) and (table["state"] == "sent").all() else 1)
 
 
+@command.command(name="resend")
+@click.argument("message_id", required=False)
+@click.pass_obj
+def send_again(plan_path: Path | None, message_id: str | None) -> None:
+    """Send what was given up on anew, all of it or MESSAGE_ID. Exit 0 if everyone got it."""
+    plan = load_plan(plan_path or find_plan())
+    made = resend(plan, message_id)
+    table = receipts(plan.data_home)
+    table = table[table["message_id"].isin(made)]
+    click.echo(_text(table, "There is nothing to send again."))
+    sys.exit(0 if (table["state"] == "sent").all() else 1)
+
+
 def _text(table: pd.DataFrame, empty: str) -> str:
-    shown = table.drop(columns=["message_id", "last_attempt_at"])
+    hidden = (
+        ["last_attempt_at"]
+        if (table["state"] == "failed").any()
+        else ["message_id", "last_attempt_at"]
+    )
+    shown = table.drop(columns=hidden)
     shown["queued_at"] = shown["queued_at"].dt.strftime("%Y-%m-%d %H:%M")
     return str(shown.to_markdown(index=False, tablefmt="simple")) if len(shown) else empty

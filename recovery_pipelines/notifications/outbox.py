@@ -19,7 +19,7 @@ import pandas as pd
 
 from recovery_pipelines.errors import RecoveryError
 from recovery_pipelines.evidence import head_line
-from recovery_pipelines.files import append_line, sync
+from recovery_pipelines.files import append_line, replacing, sync
 from recovery_pipelines.notifications.channels import (
     Destination,
     Undelivered,
@@ -71,7 +71,8 @@ class Receipt:
     key: str
     """The recipient's `Destination.key`."""
     state: str
-    """`pending` (will be tried again), `sending` (an attempt began), `sent` or `failed`."""
+    """`pending` (will be tried again), `sending` (an attempt began), `sent`, `failed`, or `resent`
+    (failed, and sent anew as another message)."""
     attempts: int
     queued_at: str
     last_attempt_at: str | None
@@ -82,7 +83,7 @@ class Receipt:
 
     @property
     def is_settled(self) -> bool:
-        return self.state in ("sent", "failed")
+        return self.state in ("sent", "failed", "resent")
 
     def is_due(self, now: datetime) -> bool:
         """The delay doubles with each attempt. A clock that was set back does not stop it."""
@@ -138,7 +139,7 @@ def post(
         return None
     now = datetime.now(UTC)
     message = Message(
-        id=f"{now:%Y%m%dT%H%M%S%f}-{secrets.token_hex(4)}",
+        id=_new_id(now),
         at=now.isoformat(timespec="seconds"),
         teams=tuple(names),
         subject=" ".join(subject.split()),
@@ -176,6 +177,74 @@ def send_pending(plan: Plan, now: datetime | None = None) -> list[Receipt]:
                 receipt.reason,
             )
     return tried
+
+
+def resend(plan: Plan, message_id: str | None = None) -> list[str]:
+    """Send what was given up on anew, to those who did not get it; returns the new ids.
+
+    All such messages, or one. A new message names the old one; attachments are not kept. Who left
+    the plan is left out. Raises RecoveryError if there is no failed message of that id.
+    """
+    home, now = plan.data_home, datetime.now(UTC)
+    kept = sorted((home / FOLDER_NAME / "failed").glob(f"{message_id or '*'}.json"))
+    if message_id and not kept:
+        raise RecoveryError(f"no failed message has the id {message_id!r}")
+    made = []
+    for path in kept:
+        message, recipients = _read_message(path)
+        newest = _newest_receipts(home)
+        current = {r.key: newest.get((message.id, r.key), r) for r in recipients}
+        teams = [team for team in message.teams if team in plan.teams]
+        wanted = [
+            destination
+            for destination in destinations(plan, teams)
+            if destination.key in current and current[destination.key].state == "failed"
+        ]
+        if not wanted:
+            continue
+        again = replace(
+            message,
+            id=_new_id(now),
+            at=now.isoformat(timespec="seconds"),
+            attachments=(),
+            details={**message.details, "sent_again": f"{message.id} of {message.at}"},
+        )
+        _queue(home, again, wanted)
+        for destination in wanted:
+            told = replace(current[destination.key], state="resent", reason=f"as {again.id}")
+            _keep(home, told)
+        path.unlink()
+        made.append(again.id)
+    send_pending(plan)
+    return made
+
+
+def forget(home: Path, days: float, now: datetime | None = None) -> int:
+    """Remove receipts and failed messages that are settled and older than `days`.
+
+    Of settled messages that are younger only the last line of each recipient stays. Returns how
+    many lines went. Raises RecoveryError if another process sends for too long.
+    """
+    path = home / FOLDER_NAME / RECEIPTS_NAME
+    if not path.exists():
+        return 0
+    oldest = (now or datetime.now(UTC)).timestamp() - days * 86_400
+    with exclusive(home, _LOCK, _LOCK_TIMEOUT_SECONDS):
+        before = path.read_bytes().count(b"\n")
+        kept = [
+            receipt
+            for receipt in _newest_receipts(home).values()
+            if not receipt.is_settled
+            or datetime.fromisoformat(receipt.queued_at).timestamp() >= oldest
+        ]
+        with replacing(path) as unfinished:
+            lines = [json.dumps(asdict(receipt)) + "\n" for receipt in kept]
+            unfinished.write_text("".join(lines), encoding="utf-8")
+            unfinished.chmod(0o600)
+        for failed in (home / FOLDER_NAME / "failed").glob("*.json"):
+            if failed.stat().st_mtime < oldest:
+                failed.unlink()
+    return before - len(kept)
 
 
 def receipts(home: Path) -> pd.DataFrame:
@@ -331,11 +400,7 @@ def _open_messages(home: Path) -> Iterator[tuple[Path, Message, list[Receipt]]]:
     """Each unsettled message with its recipients as they were before the first attempt."""
     for folder in _open_folders(home):
         try:
-            content = json.loads((folder / _MESSAGE_NAME).read_text(encoding="utf-8"))
-            said = content["message"]
-            paths = tuple(folder / name for name in said["attachments"])
-            message = Message(**said | {"teams": tuple(said["teams"]), "attachments": paths})
-            recipients = [Receipt(**fields) for fields in content["recipients"]]
+            message, recipients = _read_message(folder / _MESSAGE_NAME)
         except FileNotFoundError:
             continue  # settled meanwhile, by another process
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -343,6 +408,18 @@ def _open_messages(home: Path) -> Iterator[tuple[Path, Message, list[Receipt]]]:
             log.error("the message in %s cannot be read (%s) and is not sent", folder, problem)
             continue
         yield folder, message, recipients
+
+
+def _read_message(path: Path) -> tuple[Message, list[Receipt]]:
+    content = json.loads(path.read_text(encoding="utf-8"))
+    said = content["message"]
+    paths = tuple(path.parent / name for name in said["attachments"])
+    message = Message(**said | {"teams": tuple(said["teams"]), "attachments": paths})
+    return message, [Receipt(**fields) for fields in content["recipients"]]
+
+
+def _new_id(now: datetime) -> str:
+    return f"{now:%Y%m%dT%H%M%S%f}-{secrets.token_hex(4)}"
 
 
 def _newest_receipts(home: Path) -> dict[tuple[str, str], Receipt]:

@@ -5,15 +5,17 @@ detailed report.
 """
 
 from collections.abc import Iterable
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from recovery_pipelines.analysis.control import MINIMUM_DRILLS
 from recovery_pipelines.analysis.drills import success_bound
+from recovery_pipelines.analysis.rules import RELIABLE_SUCCESS
 from recovery_pipelines.reporting.model import (
     Drill,
     Figure,
     MonthVerdict,
     Objective,
+    Recoverability,
     Report,
     Summary,
     Unavailable,
@@ -167,8 +169,15 @@ def _success_rate(report: Report) -> Figure:
         label=label,
         value=f"≥ {percent(weakest.success_at_least)}",
         bound=f"95 % bound from {weakest.proven} of {weakest.drills} months, weakest drill",
-        state="good" if weakest.proven == weakest.drills else "attention",
+        state=_standing(weakest),
     )
+
+
+def _standing(weakest: Recoverability) -> Literal["good", "attention", "unknown"]:
+    """A spotless record is only good news once it is long enough to prove something."""
+    if weakest.proven < weakest.drills:
+        return "attention"
+    return "good" if weakest.success_at_least >= RELIABLE_SUCCESS else "unknown"
 
 
 def _objective(report: Report, name: str, label: str) -> Figure:
