@@ -161,11 +161,16 @@ def judge_lag(seconds: float, dependency: Dependency, what: str) -> Answer:
 
 def _redis(check: str, dependency: Dependency, address: str) -> Answer:
     import redis
+    from redis.backoff import NoBackoff
+    from redis.retry import Retry
 
     began = time.monotonic()
     try:
         with redis.Redis.from_url(
-            address, socket_timeout=TIMEOUT_SECONDS, socket_connect_timeout=TIMEOUT_SECONDS
+            address,
+            socket_timeout=TIMEOUT_SECONDS,
+            socket_connect_timeout=TIMEOUT_SECONDS,
+            retry=Retry(NoBackoff(), 0),  # the checks' own retries are enough
         ) as client:
             if check == "replication":
                 return _redis_replication(dependency, dict(client.info("replication")))

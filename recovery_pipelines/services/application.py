@@ -9,6 +9,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import psycopg
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 _TABLE = "create table if not exists application_visits (id int primary key, visits bigint)"
 _VISIT = (
@@ -25,7 +27,12 @@ def visit(postgres_port: int | None, redis_port: int | None) -> None:
             connection.execute(_TABLE)
             connection.execute(_VISIT).fetchone()
     if redis_port:
-        with redis.Redis(port=redis_port, socket_timeout=2, socket_connect_timeout=2) as client:
+        with redis.Redis(
+            port=redis_port,
+            socket_timeout=2,
+            socket_connect_timeout=2,
+            retry=Retry(NoBackoff(), 0),
+        ) as client:
             visits = client.incr("application:visits")
             if int(client.get("application:visits") or 0) < visits:
                 raise redis.RedisError("the visit that was written cannot be read")

@@ -13,7 +13,10 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
+
+if TYPE_CHECKING:
+    import redis
 
 _TABLE = "create table if not exists recovery_ledger (number bigint primary key, payload text)"
 _ANSWER_TIMEOUT_SECONDS = 2.0
@@ -92,11 +95,7 @@ def read(kind: str, host: str, port: int) -> Iterator[tuple[int, str]]:
             connection.execute("set enable_indexonlyscan = off")
             yield from connection.execute("select number, payload from recovery_ledger")
     else:
-        import redis
-
-        with redis.Redis(
-            host=host, port=port, decode_responses=True, socket_timeout=_READ_TIMEOUT_SECONDS
-        ) as client:
+        with _redis(host, port, _READ_TIMEOUT_SECONDS) as client:
             keys = list(client.scan_iter(f"{_PREFIX}*", count=1000))
             for batch in (keys[at : at + 1000] for at in range(0, len(keys), 1000)):
                 for key, value in zip(batch, client.mget(batch), strict=True):
@@ -123,6 +122,21 @@ def _address(host: str, port: int) -> str:
     return f"host={host} port={port} user=postgres dbname=postgres connect_timeout=2"
 
 
+def _redis(host: str, port: int, timeout_seconds: float) -> "redis.Redis":
+    """A client that does not try again by itself: that would hide what a user sees."""
+    import redis
+    from redis.backoff import NoBackoff
+    from redis.retry import Retry
+
+    return redis.Redis(
+        host=host,
+        port=port,
+        decode_responses=True,
+        socket_timeout=timeout_seconds,
+        retry=Retry(NoBackoff(), 0),
+    )
+
+
 def _send_postgres(host: str, port: int, path: str) -> Callable[[int], None]:
     import psycopg
 
@@ -136,9 +150,7 @@ def _send_postgres(host: str, port: int, path: str) -> Callable[[int], None]:
 
 
 def _send_redis(host: str, port: int, path: str) -> Callable[[int], None]:
-    import redis
-
-    client = redis.Redis(host=host, port=port, socket_timeout=_ANSWER_TIMEOUT_SECONDS)
+    client = _redis(host, port, _ANSWER_TIMEOUT_SECONDS)
     client.ping()
 
     def send(number: int) -> None:
