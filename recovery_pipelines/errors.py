@@ -17,6 +17,17 @@ class EngineError(RecoveryError):
     """A backup tool reported failure, or its result breaks the engine's contract."""
 
 
+class MissingCapability(RecoveryError):
+    """This machine lacks a program, a right, or a feature of the kernel that a drill needs.
+
+    A drill that raises it at its start is UNVERIFIED; any other error makes it ERROR.
+    """
+
+
+class MissingProgram(EngineError, MissingCapability):
+    """A program is not installed."""
+
+
 class PreparationError(RecoveryError):
     """A requirement of the plan's `preparation` is not met; nothing was damaged."""
 

@@ -17,9 +17,9 @@ from contextlib import suppress
 from pathlib import Path
 from pwd import getpwnam
 from types import TracebackType
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, NoReturn, Self
 
-from recovery_pipelines.errors import RecoveryError
+from recovery_pipelines.errors import MissingCapability, RecoveryError
 from recovery_pipelines.sandbox import Sandbox
 from recovery_pipelines.tools import find_tool, run_tool
 
@@ -35,6 +35,19 @@ def in_namespaces() -> list[str]:
     return [find_tool("unshare", "util-linux"), *user, *_NAMESPACES, "--"]
 
 
+def require_namespaces() -> None:
+    """Raises MissingCapability where a process cannot have namespaces of its own."""
+    why = why_no_namespaces()
+    if why:
+        raise MissingCapability(f"no namespaces can be made here: {why}")
+
+
+def why_no_namespaces() -> str:
+    """Empty where they can be made."""
+    done = run_tool([*in_namespaces(), "true"], timeout_seconds=20)
+    return done.complaint if done.returncode else ""
+
+
 class Namespaced:
     """The process from outside. As a context manager it is ended, with all that it holds."""
 
@@ -46,8 +59,10 @@ class Namespaced:
         """Start `module`, tell it `told`, and wait until it is ready.
 
         `name` is what messages call it; `log` takes what it writes to stderr. Raises `failure` if
-        it does not get ready; what it had said then stands in the message.
+        it does not get ready; what it had said then stands in the message. Raises
+        MissingCapability where there can be no namespaces, or `module` says what is missing.
         """
+        require_namespaces()
         self.name = name
         self._log = log
         with log.open("ab") as output:
@@ -101,6 +116,8 @@ class Namespaced:
             log = self._log.read_text(errors="replace").strip()[-1000:]
             raise self.failure(f"{self.name} {why}: {log}")
         answer: dict[str, Any] = json.loads(line)
+        if "missing" in answer:
+            raise MissingCapability(f"{self.name}: {answer['missing']}")
         if "error" in answer:
             raise self.refusal(answer["error"])
         return answer
@@ -132,6 +149,12 @@ def first_words() -> dict[str, Any]:
     """What the process is told at its start."""
     told: dict[str, Any] = json.loads(sys.stdin.readline())
     return told
+
+
+def refuse(error: RecoveryError) -> NoReturn:
+    """Answer that the process cannot get ready, and end it."""
+    answer({"missing" if isinstance(error, MissingCapability) else "error": str(error)})
+    sys.exit(1)
 
 
 def answer(said: Mapping[str, Any]) -> None:

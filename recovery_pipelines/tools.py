@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from recovery_pipelines.errors import DrillTimeout, EngineError
+from recovery_pipelines.errors import DrillTimeout, MissingProgram
 
 _LOOK_EVERY_SECONDS = 0.5
 _LOOK_AT_BYTES = 1 << 20
@@ -32,11 +32,11 @@ class Finished:
 
 
 def find_tool(name: str, package: str | None = None) -> str:
-    """The absolute path of a program, or an EngineError that says how to install it."""
+    """The absolute path of a program, or a MissingProgram that says how to install it."""
     found = shutil.which(name)
     if found is None:
         hint = _INSTALL_HINT.format(package=package or name)
-        raise EngineError(f"the program {name!r} is not on this machine: {hint}")
+        raise MissingProgram(f"the program {name!r} is not on this machine: {hint}")
     return found
 
 

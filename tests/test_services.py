@@ -10,6 +10,7 @@ import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -19,13 +20,15 @@ from recovery_pipelines.drills import service_checks
 from recovery_pipelines.drills.record import DrillRecord
 from recovery_pipelines.drills.scenarios import carry_out_steps
 from recovery_pipelines.drills.service_checks import degraded_clients
-from recovery_pipelines.errors import ServiceError
+from recovery_pipelines.errors import MissingCapability, ServiceError
+from recovery_pipelines.namespaces import require_namespaces
 from recovery_pipelines.sandbox import Sandbox
-from recovery_pipelines.services.host import Machine, can_loop, require_namespaces
+from recovery_pipelines.services.host import Machine, can_loop
 from recovery_pipelines.services.ledger import compare, payload
 from recovery_pipelines.services.power import LoopVolume
 from recovery_pipelines.services.stack import resolve
 from recovery_pipelines.verdict import CheckResult, Verdict
+from tests import pair_effects, stack_effects
 from tests.plans import MONTH
 from tests.stack_effects import SERVICES, spec_of
 
@@ -36,7 +39,7 @@ needs_root = pytest.mark.skipif(not can_loop(), reason="a power cut needs root a
 def _namespaces() -> None:
     try:
         require_namespaces()
-    except ServiceError as error:
+    except MissingCapability as error:
         pytest.skip(str(error))
 
 
@@ -134,6 +137,19 @@ def test_a_weak_stack_is_found_out(
     record = partial_failure(tmp_path, fault, **{f"{SERVICES}__cache": cache})
     assert record.verdict is Verdict.FAIL, record.reason
     assert verdicts(record)[criterion] is Verdict.FAIL
+
+
+@pytest.mark.parametrize("drilled", [stack_effects, pair_effects])
+def test_a_machine_that_lacks_a_program_leaves_every_check_unverified(
+    drilled: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = drilled.spec_of(tmp_path)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    record = carry_out_steps(spec, MONTH, "run")
+    assert record.verdict is Verdict.UNVERIFIED, record.reason
+    assert {check.verdict for check in record.checks} == {Verdict.UNVERIFIED}
+    assert set(spec.scenario.validation_criteria.names) < {check.name for check in record.checks}
+    assert "is not on this machine" in record.checks[0].found
 
 
 @needs_root

@@ -12,10 +12,10 @@ from recovery_pipelines.drills import volume_destroyed as steps
 from recovery_pipelines.drills.lifecycle import open_drill
 from recovery_pipelines.drills.system import system_of
 from recovery_pipelines.engines.pgbackrest import segments
-from recovery_pipelines.errors import EngineError, ServiceError
+from recovery_pipelines.errors import EngineError, MissingCapability
+from recovery_pipelines.namespaces import require_namespaces
 from recovery_pipelines.plan import DrillSpec
 from recovery_pipelines.services.contents import differences
-from recovery_pipelines.services.host import require_namespaces
 from recovery_pipelines.services.stack import postgres_tool
 from recovery_pipelines.tools import find_tool
 from recovery_pipelines.verdict import Verdict
@@ -66,7 +66,7 @@ def small_spec(folder: Path, settings: dict[str, str] | None = None) -> DrillSpe
         require_namespaces()
         postgres_tool("postgres")
         find_tool("pgbackrest")
-    except (ServiceError, EngineError) as error:
+    except MissingCapability as error:
         pytest.skip(str(error))
     database = {"kind": "postgres", "volume_may_lose_seconds": 60, "settings": settings or {}}
     return spec_of(folder, **{SERVICES: {"database": database}, RECOVERIES: ["volume_destroyed"]})

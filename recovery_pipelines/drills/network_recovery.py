@@ -19,7 +19,6 @@ from recovery_pipelines.drills.run import DrillRun
 from recovery_pipelines.errors import NetworkError
 from recovery_pipelines.network.outside import Laboratory
 from recovery_pipelines.plan import DrillSpec
-from recovery_pipelines.verdict import CheckResult, Verdict
 
 CHECKS = ("network_was_cut", "failed_over_in_time", "self_test")
 """Checks beside the plan's criteria."""
@@ -33,10 +32,9 @@ _PATIENCE_FACTOR = 1.5
 
 @dataclass
 class _Isolation:
-    """What the steps hand on: the laboratory (None: `why_not`), and what was seen so far."""
+    """What the steps hand on: the laboratory, and what was seen so far."""
 
-    laboratory: Laboratory | None
-    why_not: str = ""
+    laboratory: Laboratory
     seen: Observed = field(default_factory=Observed)
 
 
@@ -46,22 +44,22 @@ def simulate_network_failure(run: DrillRun) -> pd.DataFrame:
     Returns one row per path as it was before the failure: `path`, `accessible`, `loss`,
     `latency_seconds`, `bits_per_second`.
     """
-    with run.stage("simulate_network_failure"):
+    table = pd.DataFrame()
+    with run.stage("simulate_network_failure"), run.needing(CHECKS):
         prepare(run)
         run.state = state = _start(run)
         laboratory = state.laboratory
-        if laboratory:
-            with run.working("databases built"):
-                laboratory.ask("build")
-            before = laboratory.ask("measure", paths=_PATHS)["paths"]
-            laboratory.ask(
-                "watch", points=_VANTAGE_POINTS, least_bits_per_second=_LEAST_BITS_PER_SECOND
-            )
-            cut = laboratory.ask("cut", kind=run.spec.engine)
-            run.damaged_at = cut["ended"]
-            run.fault_kinds = {run.spec.engine: 1}
-            run.journal(event=f"network failed: {run.spec.engine}")
-            state.seen = replace(state.seen, before=before, cut_at=run.damaged_at)
+        with run.working("databases built"):
+            laboratory.ask("build")
+        before = laboratory.ask("measure", paths=_PATHS)["paths"]
+        laboratory.ask(
+            "watch", points=_VANTAGE_POINTS, least_bits_per_second=_LEAST_BITS_PER_SECOND
+        )
+        cut = laboratory.ask("cut", kind=run.spec.engine)
+        run.damaged_at = cut["ended"]
+        run.fault_kinds = {run.spec.engine: 1}
+        run.journal(event=f"network failed: {run.spec.engine}")
+        state.seen = replace(state.seen, before=before, cut_at=run.damaged_at)
         table = pd.DataFrame(list(state.seen.before))
         run.keep("paths_before", table)
     return table
@@ -73,10 +71,10 @@ def activate_failover(run: DrillRun) -> pd.DataFrame:
     Returns one row per look at the primary: `seconds` since the failure, `vantage_point`, `why`
     (empty: it was well).
     """
-    state = _state(run)
     table = pd.DataFrame(columns=["seconds", "vantage_point", "why"])
     with run.stage("activate_failover") as wanted:
-        if wanted and state.laboratory and run.damaged_at is not None:
+        if wanted and run.damaged_at is not None:
+            state = _state(run)
             pair = run.spec.pair
             found = state.laboratory.ask(
                 "fail_over",
@@ -99,9 +97,10 @@ def verify_connectivity(run: DrillRun) -> pd.DataFrame:
 
     Returns one row per path, as in the first step.
     """
-    state = _state(run)
+    table = pd.DataFrame()
     with run.stage("verify_connectivity") as wanted:
-        if wanted and state.laboratory:
+        if wanted:
+            state = _state(run)
             during = state.laboratory.ask("measure", paths=_PATHS, transfers=1)["paths"]
             since = state.seen.promoted_at or run.damaged_at or time.monotonic()
             services = state.laboratory.ask("services", since=since)
@@ -111,8 +110,8 @@ def verify_connectivity(run: DrillRun) -> pd.DataFrame:
                 served_by=services["served"],
                 primaries=services["primaries"],
             )
-        table = pd.DataFrame(list(state.seen.during))
-        run.keep("paths_during", table)
+            table = pd.DataFrame(list(state.seen.during))
+            run.keep("paths_during", table)
     return table
 
 
@@ -121,13 +120,15 @@ def restore_primary_network(run: DrillRun) -> pd.DataFrame:
 
     Returns one row per path as it is after the restoration.
     """
-    state = _state(run)
+    table = pd.DataFrame()
     with run.stage("restore_primary_network") as wanted:
-        if wanted and state.laboratory:
+        if wanted:
+            state = _state(run)
             _restore(run, state, state.laboratory)
-        _conclude(run, state)
-        table = pd.DataFrame(list(state.seen.after))
-        run.keep("paths_after", table)
+            table = pd.DataFrame(list(state.seen.after))
+            run.keep("paths_after", table)
+        if not run.lacking:
+            _conclude(run, _state(run))
         run.keep("checks", pd.DataFrame(run.checks))
     return table
 
@@ -154,15 +155,11 @@ def promise_of(spec: DrillSpec) -> Promise:
 
 
 def _start(run: DrillRun) -> _Isolation:
-    """A laboratory, or why there can be none on this machine."""
-    logs = run.sandbox.tree("logs").path
-    try:
-        laboratory = Laboratory(
-            run.sandbox, logs, synchronous=run.spec.pair.replication == "synchronous"
-        )
-    except NetworkError as error:
-        run.left_out.append(f"network_isolation cannot be drilled on this machine: {error}")
-        return _Isolation(None, str(error))
+    laboratory = Laboratory(
+        run.sandbox,
+        run.sandbox.tree("logs").path,
+        synchronous=run.spec.pair.replication == "synchronous",
+    )
     run.cleanup.callback(laboratory.end)
     return _Isolation(laboratory)
 
@@ -216,12 +213,6 @@ def _restore(run: DrillRun, state: _Isolation, laboratory: Laboratory) -> None:
 def _conclude(run: DrillRun, state: _Isolation) -> None:
     seen = state.seen
     names = run.spec.scenario.validation_criteria.names
-    if state.laboratory is None:
-        run.checks += [
-            CheckResult(name, Verdict.UNVERIFIED, "the drill can run here", state.why_not)
-            for name in (*names, *CHECKS)
-        ]
-        return
     promise = promise_of(run.spec)
     run.checks += [judge(name, seen, promise) for name in names]
     run.checks.append(network_was_cut(seen, run.spec.engine))

@@ -38,7 +38,8 @@ def identify_critical_services(run: DrillRun) -> pd.DataFrame:
     Returns one row per service, the most critical first: `service`, `kind`, `dependants`,
     `falls_with_it`, `depends_on`, `critical`.
     """
-    with run.stage("identify_critical_services"):
+    table = pd.DataFrame()
+    with run.stage("identify_critical_services"), run.needing(CHECKS):
         prepare(run)
         run.state = system = System.start(run)
         table = rank(system.services)
@@ -51,10 +52,10 @@ def simulate_service_crash(run: DrillRun) -> pd.DataFrame:
 
     Returns one row per fault: `service`, `fault`, `processes`.
     """
-    system = system_of(run)
     table = pd.DataFrame()
     with run.stage("simulate_service_crash") as wanted:
         if wanted:
+            system = system_of(run)
             system.observed_from["before"] = since = system.start_clients()
             with run.working("clients answered"):
                 system.await_answers(_ANSWERS, since)
@@ -68,9 +69,10 @@ def verify_automated_recovery(run: DrillRun) -> pd.DataFrame:
 
     Returns its events since the crash: `seconds`, `service`, `event`, `detail`.
     """
-    system = system_of(run)
     table = pd.DataFrame(columns=["seconds", "service", "event", "detail"])
     with run.stage("verify_automated_recovery") as wanted:
+        if wanted:
+            system = system_of(run)
         if wanted and run.damaged_at is not None:
             at = run.damaged_at
             with run.working("repair awaited"):
@@ -93,9 +95,10 @@ def validate_service_state(run: DrillRun) -> pd.DataFrame:
 
     Returns one row per client with what it was answered after the repair.
     """
-    system = system_of(run)
     table = pd.DataFrame()
     with run.stage("validate_service_state") as wanted:
+        if wanted:
+            system = system_of(run)
         if wanted and run.damaged_at is not None:
             until = system.observed_from["until"]
             if run.spec.engine == "disk_full":

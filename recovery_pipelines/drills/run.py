@@ -8,7 +8,7 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -22,7 +22,7 @@ import pandas as pd
 from recovery_pipelines.drills.provenance import code_identity, operator
 from recovery_pipelines.drills.resources import ResourceMeter
 from recovery_pipelines.engines.base import Engine, engine_class
-from recovery_pipelines.errors import DrillTimeout
+from recovery_pipelines.errors import DrillTimeout, MissingCapability
 from recovery_pipelines.evidence import Entry
 from recovery_pipelines.manifest import Summary
 from recovery_pipelines.plan import DrillSpec
@@ -101,6 +101,8 @@ class DrillRun:
     """Entries of the state at the moment of the damage that the recovered data lacks."""
     metrics: dict[str, object] = field(default_factory=dict)
     system_snapshot: dict[str, object] = field(default_factory=dict)
+    lacking: str = ""
+    """What this machine lacks for the drill; empty: nothing."""
     left_out: list[str] = field(default_factory=list)
     """What the test data or the faults could not do here."""
     canaries: list[dict[str, object]] = field(default_factory=list)
@@ -191,10 +193,12 @@ class DrillRun:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[bool]:
-        """Journal one stage under the seed's step. Yields False if the plan leaves the step out."""
+        """Journal one stage under the seed's step. Yields False if the plan leaves the step out,
+        or if the machine lacks what the drill needs."""
         step = step_of(self.spec, name)
-        if step in self.spec.scenario.omitted_steps:
-            self.journal(step=step, stage=name, event="omitted by the plan")
+        if self.lacking or step in self.spec.scenario.omitted_steps:
+            why = "not possible on this machine" if self.lacking else "omitted by the plan"
+            self.journal(step=step, stage=name, event=why)
             yield False
             return
         began = time.monotonic()
@@ -211,6 +215,22 @@ class DrillRun:
         self.in_stage = False
         elapsed = time.monotonic() - began
         self.journal(step=step, stage=name, event="finished", seconds=round(elapsed, 3))
+
+    @contextmanager
+    def needing(self, checks: Sequence[str]) -> Iterator[None]:
+        """If the machine lacks what the block needs, nothing of the drill can be done: the plan's
+        criteria and `checks` become UNVERIFIED, and say why."""
+        try:
+            yield
+        except MissingCapability as error:
+            self.lacking = str(error)
+            self.journal(event=f"not possible on this machine: {error}")
+            name = self.spec.scenario.name
+            self.left_out.append(f"{name} cannot be drilled on this machine: {error}")
+            self.checks += [
+                CheckResult(check, Verdict.UNVERIFIED, "the drill can run here", self.lacking)
+                for check in (*self.spec.scenario.validation_criteria.names, *checks)
+            ]
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:

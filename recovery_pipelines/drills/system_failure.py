@@ -38,7 +38,8 @@ def shutdown_all_services(run: DrillRun) -> pd.DataFrame:
     Returns one row per service: `service`, `kind`, `dependants`, `falls_with_it`, `depends_on`,
     `critical`, `stopped_after_seconds`.
     """
-    with run.stage("shutdown_all_services"):
+    table = pd.DataFrame()
+    with run.stage("shutdown_all_services"), run.needing(CHECKS):
         prepare(run)
         run.state = system = System.start(run)
         table = stop_all(run, system)
@@ -50,10 +51,10 @@ def power_off_simulation(run: DrillRun) -> pd.DataFrame:
 
     Returns one row per client with what it was answered until then (see `answer_table`).
     """
-    system = system_of(run)
     table = pd.DataFrame()
     with run.stage("power_off_simulation") as wanted:
         if wanted:
+            system = system_of(run)
             system.machine.ask("start")
             system.observed_from["before"] = since = system.start_clients()
             with run.working("clients answered"):
@@ -75,9 +76,10 @@ def initiate_recovery(run: DrillRun) -> pd.DataFrame:
     Returns the supervisor's events since then: `seconds`, `service`, `event`, `detail`. Services
     that do not start are a finding of the next step, not an error of this one.
     """
-    system = system_of(run)
     table = pd.DataFrame(columns=["seconds", "service", "event", "detail"])
     with run.stage("initiate_recovery") as wanted:
+        if wanted:
+            system = system_of(run)
         if wanted and system.cut:
             began = time.monotonic()
             sentinels: dict[str, object] = {}
@@ -102,9 +104,10 @@ def validate_restoration(run: DrillRun) -> pd.DataFrame:
 
     Returns one row per client with what it was answered after the recovery.
     """
-    system = system_of(run)
     table = pd.DataFrame()
     with run.stage("validate_restoration") as wanted:
+        if wanted:
+            system = system_of(run)
         if wanted and system.cut and run.damaged_at is not None:
             unproven = "" if system.cut["power_cut"] else "this was no power cut"
             table = judge_system(run, system, run.damaged_at, unproven)
@@ -218,7 +221,7 @@ def conclude(
     """Judge every criterion of the plan, and add the self-test."""
     names = run.spec.scenario.validation_criteria.names
     run.checks += [judge(name, seen, promise) for name in names]
-    if all(why == "" for why in seen.not_running.values()):
+    if not any([*seen.not_running.values(), *seen.unreadable.values()]):
         canaries, verdict = self_test(system, names, seen, promise, acknowledged, at)
         run.canaries += canaries
         run.checks.append(verdict)

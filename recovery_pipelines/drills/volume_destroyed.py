@@ -147,7 +147,8 @@ def shutdown_all_services(run: DrillRun) -> pd.DataFrame:
     Returns one row per service: `service`, `kind`, `dependants`, `falls_with_it`, `depends_on`,
     `critical`, `stopped_after_seconds`.
     """
-    with run.stage("shutdown_all_services"):
+    table = pd.DataFrame()
+    with run.stage("shutdown_all_services"), run.needing(CHECKS):
         prepare(run)
         run.state = system = _start(run)
         table = stop_all(run, system)
@@ -159,10 +160,10 @@ def power_off_simulation(run: DrillRun) -> pd.DataFrame:
 
     Returns one row per client with what it was answered until then (see `answer_table`).
     """
-    system, backups = system_of(run), _backups_of(run)
     table = pd.DataFrame()
     with run.stage("power_off_simulation") as wanted:
         if wanted:
+            system, backups = system_of(run), _backups_of(run)
             system.machine.ask("start")
             system.observed_from["before"] = since = system.start_clients()
             with run.working("clients answered"):
@@ -190,9 +191,10 @@ def initiate_recovery(run: DrillRun) -> pd.DataFrame:
     Returns the supervisor's events since then: `seconds`, `service`, `event`, `detail`. What
     cannot be restored is a finding of the next step, not an error of this one.
     """
-    system, backups = system_of(run), _backups_of(run)
     table = pd.DataFrame(columns=["seconds", "service", "event", "detail"])
     with run.stage("initiate_recovery") as wanted:
+        if wanted:
+            system, backups = system_of(run), _backups_of(run)
         if wanted and system.cut:
             began = time.monotonic()
             system.machine = Machine(
@@ -224,9 +226,10 @@ def validate_restoration(run: DrillRun) -> pd.DataFrame:
 
     Returns one row per client with what it was answered after the recovery.
     """
-    system = system_of(run)
     table = pd.DataFrame()
     with run.stage("validate_restoration") as wanted:
+        if wanted:
+            system = system_of(run)
         if wanted and system.cut and run.damaged_at is not None:
             table = judge_system(run, system, run.damaged_at)
         run.keep("checks", pd.DataFrame(run.checks))

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from recovery_pipelines.errors import NetworkError
+from recovery_pipelines.errors import MissingCapability, NetworkError
 from recovery_pipelines.tools import find_tool, run_tool
 
 NORMAL_BITS_PER_SECOND = 100_000_000
@@ -75,10 +75,19 @@ class Host:
 
 
 def build_network(names: Sequence[str]) -> dict[str, Host]:
-    """Hosts on one bridge in this process's own network. Raises NetworkError where that cannot be.
+    """Hosts on one bridge in this process's own network.
+
+    Raises MissingCapability where the kernel or its tools cannot do that.
 
     Every direction of every link carries `NORMAL_BITS_PER_SECOND`.
     """
+    try:
+        return _build(names)
+    except NetworkError as error:
+        raise MissingCapability(str(error)) from None
+
+
+def _build(names: Sequence[str]) -> dict[str, Host]:
     _run("ip", "link", "add", "switch", "type", "bridge", "forward_delay", "0")
     _run("ip", "link", "set", "switch", "up")
     hosts = {}
@@ -157,7 +166,7 @@ def _new_namespace() -> int:
     thread.start()
     thread.join()
     if not found:
-        raise NetworkError("no network namespace can be made here")
+        raise MissingCapability("no network namespace can be made here")
     return found[0]
 
 

@@ -7,7 +7,6 @@ the clients of one drill.
 import os
 import statistics
 import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -18,7 +17,7 @@ from typing import Any
 import psycopg
 
 from recovery_pipelines.errors import NetworkError, RecoveryError
-from recovery_pipelines.namespaces import answer, as_user, first_words, mount, requests
+from recovery_pipelines.namespaces import answer, as_user, first_words, mount, refuse, requests
 from recovery_pipelines.network import measure
 from recovery_pipelines.network.database import PORT, Node
 from recovery_pipelines.network.failover import VantagePoint, fail_over
@@ -256,5 +255,4 @@ if __name__ == "__main__":
     try:
         _serve()
     except RecoveryError as error:
-        answer({"error": str(error)})
-        sys.exit(1)
+        refuse(error)

@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from recovery_pipelines.errors import NetworkError, ServiceError
+from recovery_pipelines.errors import NetworkError
 from recovery_pipelines.namespaces import Namespaced
 from recovery_pipelines.sandbox import Sandbox
 from recovery_pipelines.services.stack import existing_user, postgres_tool
@@ -15,19 +15,14 @@ class Laboratory(Namespaced):
     failure = NetworkError
 
     def __init__(self, sandbox: Sandbox, logs: Path, *, synchronous: bool) -> None:
-        """Raises NetworkError where namespaces, a bridge, filters or PostgreSQL are missing."""
+        """Raises MissingCapability where namespaces, bridges, filters or PostgreSQL lack."""
         logs.mkdir(parents=True, exist_ok=True)
-        try:
-            user = existing_user("postgres", "nobody")
-            tools = Path(postgres_tool("pg_rewind")).resolve().parent
-        except ServiceError as error:
-            raise NetworkError(str(error)) from None
         told = {
             "logs": str(logs),
             "synchronous": synchronous,
             "ordinary_user": os.geteuid() != 0,
-            "user": user,
-            "postgres_tools": str(tools),
+            "user": existing_user("postgres", "nobody"),
+            "postgres_tools": str(Path(postgres_tool("pg_rewind")).resolve().parent),
         }
         module = "recovery_pipelines.network.laboratory"
         super().__init__(sandbox, "the laboratory", module, logs / "laboratory.log", told)

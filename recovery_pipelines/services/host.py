@@ -1,6 +1,5 @@
 """The outside of a machine: switches it on, on its volume, and off."""
 
-import functools
 import os
 import select
 import time
@@ -9,11 +8,11 @@ from dataclasses import asdict
 from pathlib import Path
 
 from recovery_pipelines.errors import ServiceError
-from recovery_pipelines.namespaces import Namespaced, in_namespaces
+from recovery_pipelines.namespaces import Namespaced, why_no_namespaces
 from recovery_pipelines.sandbox import Sandbox
 from recovery_pipelines.services.power import is_attached, make_image
 from recovery_pipelines.services.stack import Service
-from recovery_pipelines.tools import Finished, run_tool
+from recovery_pipelines.tools import Finished
 
 VOLUME_BYTES = 640_000_000
 """Size of a volume's image; it is sparse."""
@@ -42,7 +41,6 @@ class Machine(Namespaced):
         `logs` takes the services' output and the supervisor's events; it is not on the volume.
         Each of `binds` is seen inside as `ROOM/<name>`.
         """
-        require_namespaces()
         tree = sandbox.tree(f"machine-{name}")
         logs.mkdir(parents=True, exist_ok=True)
         self.logs = logs
@@ -114,19 +112,6 @@ class Machine(Namespaced):
             return None
 
 
-def require_namespaces() -> None:
-    """Raises ServiceError where a machine cannot have namespaces of its own."""
-    why = _without_namespaces()
-    if why:
-        raise ServiceError(f"no machine can be started here: {why}")
-
-
-@functools.cache
-def _without_namespaces() -> str:
-    done = run_tool([*in_namespaces(), "true"], timeout_seconds=20)
-    return done.complaint if done.returncode else ""
-
-
 def can_loop() -> bool:
     """Whether a volume can be a loop-mounted image, and so lose its power."""
     return os.geteuid() == 0 and os.access("/dev/loop-control", os.W_OK)
@@ -136,7 +121,7 @@ def capabilities() -> dict[str, str]:
     """What this host lets a drill do: `yes`, or why not. Kept with each result."""
     memory = Path("/sys/fs/cgroup/memory"), Path("/sys/fs/cgroup/cgroup.controllers")
     return {
-        "namespaces": _without_namespaces() or "yes",
+        "namespaces": why_no_namespaces() or "yes",
         "loop device and power cut": "yes"
         if can_loop()
         else "no: needs root and /dev/loop-control",

@@ -10,7 +10,6 @@ import secrets
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +17,7 @@ from pwd import getpwnam
 from typing import Any
 
 from recovery_pipelines.errors import RecoveryError, ServiceError
-from recovery_pipelines.namespaces import answer, as_user, first_words, mount, requests
+from recovery_pipelines.namespaces import answer, as_user, first_words, mount, refuse, requests
 from recovery_pipelines.services.power import LoopVolume, mount_image
 from recovery_pipelines.services.stack import ROOM, VOLUME, Health, Service
 from recovery_pipelines.services.supervisor import Supervisor
@@ -310,5 +309,4 @@ if __name__ == "__main__":
     try:
         asyncio.run(_serve())
     except RecoveryError as error:
-        answer({"error": str(error)})
-        sys.exit(1)
+        refuse(error)

@@ -13,7 +13,7 @@ from pwd import getpwnam
 
 import pandas as pd
 
-from recovery_pipelines.errors import ServiceError
+from recovery_pipelines.errors import MissingCapability, MissingProgram
 from recovery_pipelines.plan.targets import Service as Declared
 from recovery_pipelines.tools import find_tool
 
@@ -78,7 +78,7 @@ class Service:
 def resolve(declared: Mapping[str, Declared]) -> list[Service]:
     """The services of a plan, in the order in which they start.
 
-    Raises ServiceError for a program that is not on this machine.
+    Raises MissingCapability for a program or a user that is not on this machine.
     """
     ports = {name: service.port or _PORTS[service.kind or ""] for name, service in declared.items()}
     found = [_resolve(name, service, declared, ports) for name, service in declared.items()]
@@ -201,7 +201,7 @@ def postgres_tool(name: str) -> str:
         versions = Path("/usr/lib/postgresql").glob(f"*/bin/{name}")
         newest = max(versions, key=lambda path: float(path.parts[-3]), default=None)
         if newest is None:
-            raise ServiceError(
+            raise MissingProgram(
                 f"the program {name!r} of PostgreSQL is not on this machine: install it "
                 "(Debian/Ubuntu: apt-get install postgresql)"
             )
@@ -210,10 +210,10 @@ def postgres_tool(name: str) -> str:
 
 
 def existing_user(*names: str) -> str:
-    """The first of these users that the machine has. Raises ServiceError if it has none."""
+    """The first of these users that the machine has. Raises MissingCapability if it has none."""
     for name in names:
         try:
             return getpwnam(name).pw_name
         except KeyError:
             continue
-    raise ServiceError(f"none of the users {', '.join(names)} exists: name one with `user`")
+    raise MissingCapability(f"none of the users {', '.join(names)} exists: name one with `user`")
