@@ -5,6 +5,8 @@ import signal
 import socket
 import subprocess
 import sys
+import time
+import urllib.request
 from contextlib import contextmanager
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -14,6 +16,7 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from prometheus_client.openmetrics import parser as openmetrics
 
 from recovery_pipelines.errors import RecoveryError
 from recovery_pipelines.monitoring.alerts import Condition, changes, state_of
@@ -22,6 +25,7 @@ from recovery_pipelines.monitoring.application import (
     ApplicationCollector,
     sketch_of_histogram,
 )
+from recovery_pipelines.monitoring.export import serve
 from recovery_pipelines.monitoring.history import newest_outcomes, read_day, ticks
 from recovery_pipelines.monitoring.rollup import (
     accept_clock,
@@ -298,6 +302,40 @@ def test_status_says_blind_when_nothing_is_measured(tmp_path: Path) -> None:
     )
     assert done.returncode == 3, done.stderr
     assert "blind: system_metrics" in done.stdout
+
+
+def test_what_is_exported_is_of_the_present_only(tmp_path: Path) -> None:
+    """Read as Prometheus reads it; an old section and a missing value are not there."""
+    now = time.time()
+    with connect(tmp_path) as connection:
+        writer = Writer(connection)
+        fresh = [Sample("cpu.usage", "", 12.5), Sample("cpu.temperature", "", None)]
+        writer.append(Tick("system_metrics", now, now, 0.0), fresh, [])
+        checked = [Outcome("shop http", "failed", "refused")]
+        writer.append(Tick("service_checks", now, now, 0.0), [], checked)
+        old = now - 3600
+        writer.append(
+            Tick("service_metrics", old, old, 0.0), [Sample("availability.uptime", "shop", 9.0)], []
+        )
+    port = serve(tmp_path, monitoring(tmp_path), "127.0.0.1", 0)
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{port}/metrics", headers={"Accept": "application/openmetrics-text"}
+    )
+    with urllib.request.urlopen(request, timeout=10) as reply:
+        families = list(openmetrics.text_string_to_metric_families(reply.read().decode()))
+    found = {
+        (sample.name, *sample.labels.values()): sample.value
+        for family in families
+        for sample in family.samples
+    }
+    assert found["recovery_cpu_usage_percent", ""] == 12.5
+    assert found["recovery_health_check", "shop http", "failed"] == 1
+    assert found["recovery_health_check", "shop http", "ok"] == 0
+    assert found["recovery_section_blind", "system_metrics"] == 0
+    assert found["recovery_section_blind", "service_metrics"] == 1
+    assert not [name for name, *_ in found if "temperature" in name or "uptime" in name]
+    with pytest.raises(RecoveryError, match="cannot serve on"):
+        serve(tmp_path, monitoring(tmp_path), "127.0.0.1", port)
 
 
 # --- a real dependency --------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import logging
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -52,6 +53,20 @@ def status(plan_path: Path | None) -> None:
         console.print(table)
     console.print(state.summary)
     sys.exit(state.exit_code)
+
+
+@command.command()
+@plan_option
+@click.option("--address", default="127.0.0.1", show_default=True, help="Where to listen.")
+@click.option("--port", default=9464, show_default=True, help="0: any free one.")
+def export(plan_path: Path | None, address: str, port: int) -> None:
+    """Serve the newest measurements to Prometheus (OpenMetrics) until stopped with Ctrl-C."""
+    from recovery_pipelines.monitoring.export import serve
+
+    plan, monitoring = _read(plan_path)
+    port = serve(plan.data_home, monitoring, address, port)
+    click.echo(f"http://{address}:{port}/metrics")
+    threading.Event().wait()
 
 
 @command.command(name="accept-clock")
