@@ -62,11 +62,16 @@ def orphan(tmp_path: Path) -> Iterator[tuple[str, int]]:
     """A process that carries the lease of a sandbox, and its id."""
     with Sandbox.create(tmp_path, "x") as sandbox:
         process = subprocess.Popen(
-            ["sleep", "600"], env=os.environ | sandbox.environment, start_new_session=True
+            ["sh", "-c", "echo started; read _"],
+            env=os.environ | sandbox.environment,
+            start_new_session=True,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
         )
+        assert process.stdout and process.stdout.readline(), "its environment is there from now on"
         yield sandbox.token, process.pid
         process.kill()
-        process.wait()
+        process.communicate()
 
 
 def test_a_process_that_carries_the_lease_is_found(orphan: tuple[str, int]) -> None:
