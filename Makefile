@@ -23,7 +23,7 @@ ui: setup  ## Open Dagster on the same data
 
 test: .venv/installed-dev check  ## Run every check and test
 	scripts/install-system-packages $(TEST_PACKAGES)
-	$(BIN)/pytest -n 3 --dist loadfile
+	$(BIN)/pytest -n auto --dist loadfile
 
 check: .venv/installed-dev
 	$(BIN)/ruff format --check .

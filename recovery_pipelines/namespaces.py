@@ -5,6 +5,7 @@ functions are what such a module needs inside. Whatever it holds is gone when it
 with whoever started it, because then its standard input closes.
 """
 
+import functools
 import json
 import os
 import queue
@@ -44,7 +45,12 @@ def require_namespaces() -> None:
 
 def why_no_namespaces() -> str:
     """Empty where they can be made."""
-    done = run_tool([*in_namespaces(), "true"], timeout_seconds=20)
+    return _complaint(*in_namespaces())
+
+
+@functools.cache
+def _complaint(*in_front: str) -> str:
+    done = run_tool([*in_front, "true"], timeout_seconds=20)
     return done.complaint if done.returncode else ""
 
 

@@ -71,9 +71,8 @@ def verify_automated_recovery(run: DrillRun) -> pd.DataFrame:
     """
     table = pd.DataFrame(columns=["seconds", "service", "event", "detail"])
     with run.stage("verify_automated_recovery") as wanted:
-        if wanted:
-            system = system_of(run)
         if wanted and run.damaged_at is not None:
+            system = system_of(run)
             at = run.damaged_at
             with run.working("repair awaited"):
                 repaired_at = _await_repair(run, system, at)
@@ -97,9 +96,8 @@ def validate_service_state(run: DrillRun) -> pd.DataFrame:
     """
     table = pd.DataFrame()
     with run.stage("validate_service_state") as wanted:
-        if wanted:
-            system = system_of(run)
         if wanted and run.damaged_at is not None:
+            system = system_of(run)
             until = system.observed_from["until"]
             if run.spec.engine == "disk_full":
                 system.machine.ask("empty")

@@ -78,9 +78,7 @@ def initiate_recovery(run: DrillRun) -> pd.DataFrame:
     """
     table = pd.DataFrame(columns=["seconds", "service", "event", "detail"])
     with run.stage("initiate_recovery") as wanted:
-        if wanted:
-            system = system_of(run)
-        if wanted and system.cut:
+        if wanted and (system := system_of(run)).cut:
             began = time.monotonic()
             sentinels: dict[str, object] = {}
             try:
@@ -106,9 +104,7 @@ def validate_restoration(run: DrillRun) -> pd.DataFrame:
     """
     table = pd.DataFrame()
     with run.stage("validate_restoration") as wanted:
-        if wanted:
-            system = system_of(run)
-        if wanted and system.cut and run.damaged_at is not None:
+        if wanted and (system := system_of(run)).cut and run.damaged_at is not None:
             unproven = "" if system.cut["power_cut"] else "this was no power cut"
             table = judge_system(run, system, run.damaged_at, unproven)
         run.keep("checks", pd.DataFrame(run.checks))

@@ -193,9 +193,8 @@ def initiate_recovery(run: DrillRun) -> pd.DataFrame:
     """
     table = pd.DataFrame(columns=["seconds", "service", "event", "detail"])
     with run.stage("initiate_recovery") as wanted:
-        if wanted:
-            system, backups = system_of(run), _backups_of(run)
-        if wanted and system.cut:
+        if wanted and (system := system_of(run)).cut:
+            backups = _backups_of(run)
             began = time.monotonic()
             system.machine = Machine(
                 run.sandbox,
@@ -228,9 +227,7 @@ def validate_restoration(run: DrillRun) -> pd.DataFrame:
     """
     table = pd.DataFrame()
     with run.stage("validate_restoration") as wanted:
-        if wanted:
-            system = system_of(run)
-        if wanted and system.cut and run.damaged_at is not None:
+        if wanted and (system := system_of(run)).cut and run.damaged_at is not None:
             table = judge_system(run, system, run.damaged_at)
         run.keep("checks", pd.DataFrame(run.checks))
     return table

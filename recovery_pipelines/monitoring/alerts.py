@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-from recovery_pipelines.monitoring.history import newest_outcomes, samples
+from recovery_pipelines.monitoring.history import newest_outcomes, newest_ticks, samples
 from recovery_pipelines.monitoring.status import blind_sections
 from recovery_pipelines.plan.monitoring import METRIC_UNITS, Monitoring
 
@@ -35,7 +35,7 @@ class Change:
 
 def conditions(home: Path, monitoring: Monitoring, section: str, now: float) -> list[Condition]:
     """The health of a section: whether it is measured at all, its checks, its metrics' limits."""
-    blind = section in blind_sections(home, monitoring, now)
+    blind = section in blind_sections(newest_ticks(home), monitoring, now)
     measured = Condition(
         f"{section} measured",
         ["failed" if blind else "ok"],

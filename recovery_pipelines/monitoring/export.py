@@ -4,6 +4,7 @@ import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
 
 from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.core import GaugeMetricFamily, Metric, StateSetMetricFamily
@@ -11,10 +12,11 @@ from prometheus_client.registry import Collector
 
 from recovery_pipelines.errors import RecoveryError
 from recovery_pipelines.monitoring.history import newest_outcomes, newest_samples, newest_ticks
+from recovery_pipelines.monitoring.sample import State
 from recovery_pipelines.monitoring.status import blind_sections
 from recovery_pipelines.plan.monitoring import METRIC_UNITS, SECTIONS, Monitoring
 
-_STATES = ("ok", "failed", "unknown")
+_STATES = get_args(State)
 
 
 class _Newest(Collector):
@@ -25,8 +27,9 @@ class _Newest(Collector):
         self._monitoring = monitoring
 
     def collect(self) -> Iterator[Metric]:
-        blind = blind_sections(self._home, self._monitoring, time.time())
-        yield from _sections(blind, newest_ticks(self._home))
+        newest = newest_ticks(self._home)
+        blind = blind_sections(newest, self._monitoring, time.time())
+        yield from _sections(blind, newest)
         shown = newest_samples(self._home).dropna(subset=["value"])
         shown = shown[~shown["section"].isin(blind)]
         for metric, rows in shown.groupby("metric"):

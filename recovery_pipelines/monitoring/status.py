@@ -1,5 +1,6 @@
 """The present state of everything that is monitored."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,12 +44,12 @@ class PresentState:
         return "; ".join(parts) or "healthy"
 
 
-def blind_sections(home: Path, monitoring: Monitoring, now: float) -> list[str]:
-    """Sections whose newest measurement is too old to say anything about the present.
+def blind_sections(newest: Mapping[str, float], monitoring: Monitoring, now: float) -> list[str]:
+    """Sections whose newest measurement (see `newest_ticks`) is too old to say anything about the
+    present.
 
     A measurement from the future says nothing either.
     """
-    newest = newest_ticks(home)
     blind = []
     for section in SECTIONS:
         limit = BLIND_AFTER_INTERVALS * monitoring.interval_seconds(section)
@@ -78,7 +79,7 @@ def present_state(home: Path, monitoring: Monitoring, now: float) -> PresentStat
         },
         failed=by_state["failed"],
         unknown=by_state["unknown"],
-        blind=blind_sections(home, monitoring, now),
+        blind=blind_sections(newest_ticks(home), monitoring, now),
     )
 
 

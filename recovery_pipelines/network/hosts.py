@@ -166,7 +166,7 @@ def _new_namespace() -> int:
     thread.start()
     thread.join()
     if not found:
-        raise MissingCapability("no network namespace can be made here")
+        raise NetworkError("no network namespace can be made here")
     return found[0]
 
 

@@ -15,7 +15,7 @@ class Laboratory(Namespaced):
     failure = NetworkError
 
     def __init__(self, sandbox: Sandbox, logs: Path, *, synchronous: bool) -> None:
-        """Raises MissingCapability where namespaces, bridges, filters or PostgreSQL lack."""
+        """Raises MissingCapability where namespaces, filters or PostgreSQL are missing."""
         logs.mkdir(parents=True, exist_ok=True)
         told = {
             "logs": str(logs),
