@@ -28,6 +28,7 @@ from recovery_pipelines.plan import Plan, load_plan, parse_plan
 from recovery_pipelines.reporting.publish import distribute, write_reports
 from recovery_pipelines.reporting.render import NAMES as REPORTS
 from recovery_pipelines.verdict import Verdict
+from scripts.plan_reference import PAGE, reference
 from tests import monitoring_effects
 from tests.audit_effects import AUDIT_EFFECTS
 from tests.matrix_effects import MATRIX_EFFECTS
@@ -582,6 +583,11 @@ def inner_models(annotation: Any) -> list[type[BaseModel]]:
 
 def test_every_key_has_an_effect_that_is_tested() -> None:
     assert set(keys_of(Plan)) == set(EFFECTS)
+
+
+def test_the_reference_is_that_of_the_schema() -> None:
+    page = PAGE.read_text()
+    assert reference(page) == page, "make docs"
 
 
 @pytest.mark.parametrize("key", EFFECTS)

@@ -52,12 +52,17 @@ class Smtp(Strict):
     """The server that takes the teams' e-mail."""
 
     host: Annotated[str, Field(pattern=r"^[A-Za-z0-9.:\-]{1,255}$")]
+    """Its name or address."""
     port: Annotated[int, Field(ge=1, le=65535)] = 0
-    """If left out: 587 for starttls, 465 for ssl, 25 for none."""
+    """0 stands for 587 with starttls, 465 with ssl, 25 with none."""
     security: Literal["starttls", "ssl", "none"] = "starttls"
+    """Of the connection; `none` takes no password."""
     sender: MailAddress
+    """The address that mail comes from."""
     username: str | None = None
+    """With a `password`, to log in."""
     password: Secret | None = None
+    """`env:NAME`."""
 
     @model_validator(mode="before")
     @classmethod

@@ -9,7 +9,9 @@ from recovery_pipelines.plan.base import Name, Strict, unique
 
 class PreparationNotifications(Strict):
     start: tuple[Name, ...] = ()
+    """Teams told that a drill starts."""
     completion: tuple[Name, ...] = ()
+    """Teams told how it ended."""
 
 
 class Preparation(Strict):
@@ -18,16 +20,21 @@ class Preparation(Strict):
     requirements: tuple[
         Literal["backup_verification", "system_snapshot", "resource_availability"], ...
     ] = ("backup_verification", "system_snapshot", "resource_availability")
+    """`backup_verification`: the repository is read back whole before any damage;
+    `system_snapshot`: kept with the result; `resource_availability`: a drill without the room that
+    it needs is refused with the numbers."""
     notifications: PreparationNotifications = PreparationNotifications()
 
 
 class ExecutionControls(Strict):
     parallel_tests: bool = False
+    """`false`: one drill at a time."""
     timeout: PositiveInt = 3600
     """Seconds that one drill may take."""
     retry_attempts: Annotated[int, Field(ge=0, le=10)] = 2
     """How often a drill that ended in ERROR is run again; a finding (FAIL) never is."""
     failure_handling: Literal["stop_and_notify", "continue_and_notify"] = "stop_and_notify"
+    """`stop_and_notify` cancels the month's other drills, `continue_and_notify` does not."""
 
 
 class AutomatedChecks(Strict):
@@ -36,6 +43,7 @@ class AutomatedChecks(Strict):
         "structure",
         "permissions",
     )
+    """Aspects that are compared; the check of an aspect that is off is UNVERIFIED."""
 
 
 ManualCheck = Literal["critical_functionality", "user_access"]
@@ -46,7 +54,9 @@ class ManualVerification(Strict):
     """What a named person must verify, and write down, before a drill can PASS."""
 
     required_checks: tuple[ManualCheck, ...] = ()
+    """A drill is UNVERIFIED until a named person has signed each."""
     documentation: tuple[SignOffText, ...] = ("test_results", "issues_found", "resolutions")
+    """What each sign-off must write down."""
 
     _no_repeats = field_validator("required_checks", "documentation")(unique)
 

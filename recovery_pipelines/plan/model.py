@@ -39,15 +39,16 @@ class TimestampAuthority(Strict):
     """A third party that signs digests with its own time (RFC 3161)."""
 
     url: Annotated[str, Field(pattern=r"^https?://\S+$")]
+    """An RFC 3161 authority that stamps the chain's head after each drill."""
     ca: Path
-    """Its root certificates in PEM; relative to the plan's own folder."""
+    """Its root certificates in PEM, relative to the plan."""
 
 
 class Evidence(Strict):
     """How long small things are kept that audits of several years need."""
 
     retention: Retention = "forever"
-    """Of records and reports. Signed entries of the chain always stay."""
+    """How long records and reports are kept, `2557d` or `forever`. Signed entries always stay."""
     timestamp_authority: TimestampAuthority | None = None
     """Stamps the chain's head after each drill, if given."""
 
@@ -105,11 +106,13 @@ class Plan(Strict):
     """The whole configuration of a project's drills."""
 
     data_home: Path = Path("data")
-    """The folder for everything that drills write; relative to the plan's own folder."""
+    """The folder for everything that drills write, relative to the plan."""
     targets: dict[Name, TaggedTarget]
+    """What must be recoverable."""
     teams: dict[Name, Annotated[tuple[Channel, ...], Field(min_length=1)]] = Field(
         default_factory=dict
     )
+    """How to reach a team: a list of channels."""
     smtp: Smtp | None = None
     """Needed by channels with `email`."""
     evidence: Evidence = Evidence()

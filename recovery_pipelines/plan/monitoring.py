@@ -88,7 +88,9 @@ class Resources(Strict):
 
 class Retention(Strict):
     raw_data: Days = timedelta(days=7)
+    """Of all sections; whole days."""
     aggregated: Days = timedelta(days=90)
+    """Of the 5-minute aggregates; whole days."""
 
     @model_validator(mode="after")
     def _aggregates_outlive_raw_data(self) -> Self:
@@ -100,7 +102,7 @@ class Retention(Strict):
 class SystemMetrics(Strict):
     resources: Resources = Resources()
     collection_interval: PositiveInt = 60
-    """Seconds, as every interval here."""
+    """Seconds."""
     latency_probe: str | None = None
     """`host:port` whose TCP connect time is `network.latency`; without it, that is missing."""
     retention: Retention = Retention()
@@ -118,6 +120,7 @@ class ServiceMetrics(Strict):
     performance: tuple[Literal["throughput", "error_rate"], ...] = ("throughput", "error_rate")
     resources: tuple[Literal["cpu_usage", "memory_usage"], ...] = ("cpu_usage", "memory_usage")
     collection_interval: PositiveInt = 30
+    """Seconds."""
 
 
 class ApplicationMetrics(Strict):
@@ -128,6 +131,7 @@ class ApplicationMetrics(Strict):
         "data_transfer",
     )
     collection_interval: PositiveInt = 15
+    """Seconds."""
 
 
 class MetricsCollection(Strict):
@@ -140,6 +144,7 @@ class ServiceCheck(Strict):
     """One check that every service has to pass."""
 
     type: Literal["http", "tcp"]
+    """How it is asked."""
     endpoint: str | None = None
     """http: the path that is asked for."""
     expected_status: Annotated[int, Field(ge=100, le=599)] | None = None
@@ -166,7 +171,9 @@ class ServiceCheck(Strict):
 
 class ServiceChecks(Strict):
     interval: PositiveInt = 60
+    """Seconds."""
     timeout: PositiveFloat = 10
+    """Seconds for one attempt."""
     retries: Annotated[int, Field(ge=0, le=10)] = 3
     """Further attempts after a failed one, a second apart."""
     checks: tuple[ServiceCheck, ...] = (
@@ -188,6 +195,7 @@ class ServiceChecks(Strict):
 
 class DependencyChecks(Strict):
     interval: PositiveInt = 120
+    """Seconds."""
     services: tuple[Literal["database", "cache", "storage"], ...] = (
         "database",
         "cache",
@@ -210,11 +218,13 @@ class Prometheus(Strict):
     """Where an application's metrics are, and what it calls them."""
 
     endpoint: str = "/metrics"
+    """The path of its metrics."""
     response_times: str = "http_request_duration_seconds"
     """A histogram, in seconds."""
     requests: str = "http_requests_total"
     """A counter by status."""
     status_label: str = "status"
+    """The label of that counter."""
     data_transfer: str = "http_response_size_bytes_sum"
     """A counter of bytes."""
 
@@ -223,13 +233,17 @@ class Service(Strict):
     """A service that is watched."""
 
     host: str = "127.0.0.1"
+    """Where it listens."""
     service_port: Port
+    """Where it listens."""
     tls: bool = False
+    """Whether it is asked by https."""
     pid_file: Path | None = None
     """Its first line is the process whose tree is measured; without it, that is missing."""
     prometheus: Prometheus | None = None
     access_log: Path | None = None
-    """In common or combined format; the request time in seconds may follow as the last field."""
+    """Instead of `prometheus`: in common or combined format; the request time in seconds may follow
+    as the last field."""
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:

@@ -17,16 +17,22 @@ class MetricsCollection(Strict):
         "recovery_time",
         "success_rate",
     )
+    """`recovery_time`: the columns `recovery_seconds`, `detect_seconds`, `fetch_seconds`,
+    `verify_seconds`, `publish_seconds`; `success_rate`: `success`."""
     resource_metrics: tuple[Literal["cpu_usage", "memory_usage", "io_operations"], ...] = (
         "cpu_usage",
         "memory_usage",
         "io_operations",
     )
+    """`cpu_usage`: the column `cpu_seconds`; `memory_usage`: `peak_memory_bytes`; `io_operations`:
+    `read_operations`, `write_operations`, `read_bytes`, `write_bytes`."""
     error_metrics: tuple[Literal["failure_count", "error_types", "resolution_time"], ...] = (
         "failure_count",
         "error_types",
         "resolution_time",
     )
+    """`failure_count`, `error_types`: columns of these names; `resolution_time`:
+    `resolution_seconds`, from the damage to the end of validation."""
 
     @property
     def names(self) -> frozenset[str]:
@@ -37,8 +43,11 @@ class MetricsAnalysis(Strict):
     """Which tables are made of all drills together."""
 
     trend_analysis: bool = True
+    """The asset of this name; it forecasts, too."""
     comparison_with_baseline: bool = True
+    """The asset `baseline_comparison`."""
     anomaly_detection: bool = True
+    """The asset of this name."""
 
 
 class Metrics(Strict):
@@ -62,9 +71,12 @@ class TestResults(Strict):
         "detailed_report",
         "executive_summary",
     )
+    """The reports that are made of every month."""
     distribution: tuple[Name, ...] = ()
+    """Teams that get them, when they are made and each time they say something new."""
     retention: Retention = "365d"
-    """Of tables, journals and the values between stages. Records stay: see `Evidence`."""
+    """How long the bulk of a drill is kept, `365d` or `forever`: tables, journals, the values
+    between stages."""
 
     _no_repeats = field_validator("format", "distribution")(unique)
 
@@ -77,8 +89,9 @@ class Recommendations(Strict):
         "resource_needs",
         "risk_mitigation",
     )
+    """The kinds that are shown."""
     prioritization: tuple[Priority, ...] = ("critical", "high", "medium", "low")
-    """Most urgent first."""
+    """The priorities that are shown, most urgent first."""
 
     _no_repeats = field_validator("categories", "prioritization")(unique)
 

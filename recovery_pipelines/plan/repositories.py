@@ -23,6 +23,7 @@ class Repository(Strict):
     directory: Path | None = None
     """A folder of tar archives, each a whole backup, compressed or not."""
     password: Secret | None = None
+    """`env:NAME`; restic needs it."""
     environment: tuple[Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")], ...] = ()
     """Variables that the tool gets from our environment, such as AWS_ACCESS_KEY_ID."""
     path: str | None = None
@@ -60,15 +61,17 @@ class Reference(Strict):
     live: Path | None = None
     """The folder that is backed up. What changed since the backup is counted apart."""
     command: tuple[str, ...] = ()
-    """Runs in the restored folder and exits with 0 if the data are right."""
+    """Runs in the restored folder and exits with 0 if the data are right: the check
+    `command_succeeds`."""
 
 
 class Sample(Strict):
     """How many files are verified, chosen by lot: so many that the statement holds."""
 
     bad_share: Share
-    """If no chosen file is bad, less than this share of all is bad."""
+    """Verify so few files, chosen by lot, that, if all are right, less than this share is wrong."""
     confidence: Share = 0.95
+    """How sure that statement is."""
     by: Literal["files", "bytes"] = "files"
     """What the share is of."""
 
@@ -77,9 +80,10 @@ class Coverage(Strict):
     """Files whose last verification is longest ago are verified beside the sample."""
 
     files: PositiveInt
-    """How many in each audit."""
+    """Verify besides so many files, the longest unverified first."""
     days: PositiveInt
-    """Within so many days every file must have been verified."""
+    """Within so many days every file must have been verified: the check
+    `every_file_verified_in_time`."""
 
 
 class RepositoryTarget(Strict):
@@ -95,7 +99,8 @@ class RepositoryTarget(Strict):
     generations: Annotated[int, Field(ge=0, le=1000)] = 10
     """If a backup is bad, so many older ones are tried in search of the last good one."""
     marks: str | None = None
-    """A file in the data to which a job appends the time, such as `date -u +%FT%TZ >> marks`."""
+    """A file in the data to which a job appends the time, such as `date -u +%FT%TZ >> marks`: the
+    check `marks_are_fresh`."""
     objectives: Objectives = Objectives()
     not_kept: tuple[Aspect, ...] = ()
     """Aspects that the backups do not promise to keep; recorded in every result."""

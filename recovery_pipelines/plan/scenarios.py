@@ -113,10 +113,14 @@ class Scenario(Strict):
     """One scenario: what is done, in the seed's steps, and what must hold afterwards."""
 
     name: str
+    """Each at most once."""
     description: str = ""
+    """Shown in Dagster."""
     steps: tuple[str, ...] = ()
-    """In the seed's order; all of them if the key is left out."""
+    """In their order; all if left out. What is left out is not done, and the drill is UNVERIFIED
+    at best."""
     validation_criteria: Criteria = Criteria()
+    """What must hold afterwards; each is a check."""
 
     @model_validator(mode="before")
     @classmethod
@@ -169,9 +173,10 @@ class Automation(Strict):
     """When a group's drills start by themselves, who hears of failures, what is kept."""
 
     schedule: Literal["monthly", "manual"] | Cron = "monthly"
-    """`monthly` (03:00 on the 1st), `manual` (no schedule) or a five-field cron expression."""
+    """`monthly` (03:00 UTC on the 1st), `manual`, or five cron fields. The schedule is switched on
+    in Dagster."""
     notification: tuple[Name, ...] = ()
-    """Teams told of a drill that failed."""
+    """Teams told of a drill that failed for good."""
     reporting: tuple[Literal["detailed_logs", "metrics", "recommendations"], ...] = (
         "detailed_logs",
         "metrics",

@@ -37,14 +37,16 @@ class Dataset(Strict):
     """Seeded synthetic data that looks like a data team's."""
 
     size: Annotated[ByteSize, Field(ge=1_000_000)]
-    """Such as `64MB` or `10GB`; at least 1 MB."""
+    """Synthetic data, such as `64MB` or `10GB`; at least 1 MB."""
     seed: int = 1
+    """The same seed gives the same bytes."""
 
 
 class Faults(Strict):
     """The damage that `simulate_corruption` does."""
 
     kinds: tuple[str, ...] | Literal["all"] = "all"
+    """Kinds of damage, or `all`."""
     count: PositiveInt | None = None
     """How many faults are injected, kinds taken in turn; if left out, each kind once."""
 
@@ -53,9 +55,11 @@ class Objectives(Strict):
     """What recovery must achieve. A miss is a finding of its own; it does not undo a restore."""
 
     rto_seconds: PositiveFloat | None = None
-    """Longest acceptable time from the detection of damage to verified, published data."""
+    """Longest acceptable time from the detection of damage to verified, published data: the check
+    `rto_met`, which warns."""
     rpo_seconds: NonNegativeFloat | None = None
-    """Longest acceptable stretch of lost writes."""
+    """Longest acceptable stretch of lost writes, or age of an audited repository's newest backup:
+    the check `rpo_met` or `backup_is_fresh`, which warns."""
 
 
 def _engine_names(value: object) -> object:
@@ -66,16 +70,20 @@ class Target(Strict):
     """What must be recoverable: a real tree (`path`, copied, never touched) or test data."""
 
     path: Path | None = None
+    """A real tree; it is copied into the sandbox and never touched. Instead of `dataset`."""
     dataset: Dataset | None = None
     engines: Annotated[tuple[str, ...], BeforeValidator(_engine_names), Field(min_length=1)] = (
         "tar",
     )
+    """Backup tools; one drill for each."""
     increments: Annotated[int, Field(ge=3, le=100)] = 3
-    """Incremental backups after the full one, with changes between them."""
+    """3 to 100 incremental backups after the full one, with changes between them."""
     recovery: Literal["selective", "full"] = "selective"
-    """What `trigger_recovery` restores: only what is damaged, or everything."""
+    """What corruption_recovery restores: what is damaged (`selective`) or everything (`full`)."""
     repeats: Annotated[int, Field(ge=1, le=9)] = 1
-    """How often the newest generation is fetched and verified in one drill; the median counts."""
+    """How often (1 to 9) the newest generation is fetched and verified in one drill: each must be
+    right,
+    each value is kept in `repeats.parquet`, the median counts. CPU and I/O include all."""
     faults: Faults = Faults()
     objectives: Objectives = Objectives()
     not_kept: tuple[Aspect, ...] = ()
@@ -109,20 +117,25 @@ class Service(Strict):
     """One service of a stack: a kind that we know, or a command of yours."""
 
     kind: Literal["postgres", "redis", "application"] | None = None
-    """`application` is a small HTTP server that reads and writes what it depends on."""
+    """What we know how to run; `application` is a small HTTP server that reads and writes what it
+    depends on. Instead of `command`."""
     settings: dict[str, str] = {}
     """Of postgres or redis, added to the defaults."""
     command: tuple[str, ...] = ()
-    """Stays in the foreground; `{data}` is its directory on the volume, `{port}` its port."""
+    """A program of yours that stays in the foreground; `{data}` is its directory on the volume,
+    `{port}` its port. Instead of `kind`."""
     user: str | None = None
-    """Whom it runs as where drills run as root."""
+    """Whom it runs as where drills run as root: postgres, redis or nobody; a command as the drill's
+    own user."""
     port: Annotated[int, Field(ge=1, le=65535)] | None = None
+    """Inside the drill's own network, so it collides with nothing; that of the kind."""
     health: HealthCheck | None = None
     depends_on: tuple[Name, ...] = ()
+    """Services that are started first."""
     may_lose_seconds: NonNegativeFloat = 0
-    """Acknowledged writes that a power cut may cost: how long before the cut they may be."""
+    """How old acknowledged writes may be that a power cut costs."""
     volume_may_lose_seconds: NonNegativeFloat = 0
-    """The same for the loss of the volume: what was written since the newest backup."""
+    """The same where the volume is destroyed and only backups are left."""
 
     @model_validator(mode="after")
     def _one_way(self) -> Self:
@@ -140,7 +153,7 @@ class ServicesTarget(Strict):
 
     services: Annotated[dict[Name, Service], Field(min_length=1)]
     recoveries: Annotated[tuple[Recovery, ...], Field(min_length=1)] = ("same_volume",)
-    """What `complete_system_failure` leaves: the volume, or only the backups; one drill each."""
+    """What complete_system_failure leaves, the volume or only the backups; one drill for each."""
     faults: Annotated[tuple[ServiceFault, ...], Field(min_length=1)] = ("kill",)
     """What partial_failure does to the critical services; one drill for each."""
     response_seconds: PositiveFloat = 0.5
@@ -173,12 +186,14 @@ class ReplicationTarget(Strict):
     """A database on a primary and a standby, which takes over when the primary is cut off."""
 
     replication: Literal["synchronous", "asynchronous"]
+    """`synchronous` (nothing is acknowledged that the standby lacks) or `asynchronous`."""
     fencing: bool = True
     """Stop the primary before the standby is promoted."""
     failures: Annotated[tuple[NetworkFailure, ...], Field(min_length=1)] = ("drop",)
     """What happens to the primary's network; one drill for each."""
     failover_seconds: PositiveFloat = 10
-    """From the failure to a standby that takes writes."""
+    """Longest time from the failure to a standby that takes writes; the check
+    `failed_over_in_time`."""
     latency_seconds: PositiveFloat = 0.05
     """Within this, 95 % of the echoes must come back after the restoration."""
     may_lose_seconds: NonNegativeFloat = 0
