@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -205,11 +206,13 @@ def head_line(home: Path) -> str:
     return f"{head.seq} {head.digest}"
 
 
+@lru_cache(maxsize=1)
 def check_chain(content: bytes) -> Chain:
     """Verify every entry; raises EvidenceError with the number of the first wrong one.
 
     That proves that the holders of the chain's own keys wrote it. Whether these keys are to be
-    trusted, and whether entries at the end are missing, the chain itself cannot tell.
+    trusted, and whether entries at the end are missing, the chain itself cannot tell. The same
+    bytes in a row (a report asks for its tables, its drills and its head) are verified once.
     """
     *lines, rest = content.split(b"\n")
     if rest or not lines:
@@ -233,7 +236,7 @@ def check_chain(content: bytes) -> Chain:
         if entry.folder is not None:
             folders.add(entry.folder)
         entries.append(entry)
-    return Chain(content, entries)
+    return Chain(content, tuple(entries))
 
 
 def _check_entry(
