@@ -708,11 +708,12 @@ def test_kills_at_random_instants_lose_nothing_that_was_acknowledged(tmp_path: P
             finally:
                 os._exit(0)
         os.close(writer)
-        time.sleep(random.uniform(0.0, 0.06))
-        os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
         with os.fdopen(reader) as pipe:
-            said = pipe.read().splitlines()
+            said = [pipe.readline().strip() for _ in range(random.randrange(len(folders)))]
+            time.sleep(random.uniform(0.0, 0.01))
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            said += pipe.read().splitlines()
         acknowledged.update(said)
         found = (
             [entry.folder for entry in read_chain(home).drills] if chain_path(home).exists() else []
