@@ -8,7 +8,7 @@ TEST_PACKAGES := $(DRILL_PACKAGES) acl attr borgbackup chromium faketime iproute
 	pgbackrest postgresql redis-server restic rsync
 BENCH_PACKAGES := $(TEST_PACKAGES) b3sum hashdeep rclone xxhash
 
-.PHONY: help setup drill ui test check bench campaign matrix sbom lock clean
+.PHONY: help setup drill ui test check docs bench campaign matrix sbom lock clean
 
 help:  ## Show the commands
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -31,6 +31,10 @@ check: .venv/installed-dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+docs: .venv/installed-dev  ## Write the plan's reference anew, build the documentation into site/
+	$(BIN)/python -m scripts.plan_reference
+	$(BIN)/mkdocs build --strict --quiet
+
 bench: .venv/installed-dev  ## Measure beside the peers (tools are installed)
 	scripts/install-system-packages $(BENCH_PACKAGES)
 	$(BIN)/python benchmarks/bench_manifest.py
@@ -49,6 +53,7 @@ matrix: .venv/installed-dev  ## Plant thousands of faults and count who notices;
 .venv/installed: requirements.lock pyproject.toml
 	scripts/install-system-packages $(DRILL_PACKAGES)
 	$(PYTHON) -m venv .venv
+	@echo "installing the locked packages into .venv: one to three minutes"
 	$(BIN)/pip install --quiet --require-hashes -r requirements.lock
 	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
 	touch $@
@@ -70,4 +75,4 @@ lock: .venv/installed-dev  ## Lock the dependencies anew
 		--constraint requirements.lock --output-file requirements-dev.lock
 
 clean:  ## Remove what drills and tools wrote, not the results' home
-	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .venv build dist site *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -47,7 +47,9 @@ def build(spec: DrillSpec) -> dg.AssetsDefinition:
                 "checks": table(pd.DataFrame(run.checks)),
                 "canaries": table(pd.DataFrame(run.canaries)),
                 "differences": table(differences),
-                "not_tested": dg.MetadataValue.md("\n".join(f"- {x}" for x in run.not_tested)),
+                "not_tested": dg.MetadataValue.md(
+                    "\n".join(f"- {x}" for x in run.not_tested) or "(nothing)"
+                ),
             },
         )
 

@@ -9,11 +9,15 @@ from recovery_pipelines.analysis.objectives import judge_objectives, objective_n
 from recovery_pipelines.drills.data_recovery import measure
 from recovery_pipelines.drills.run import stages_of
 from recovery_pipelines.orchestration import manual
+from recovery_pipelines.orchestration.demands import demand
+from recovery_pipelines.orchestration.partitions import MONTHS
 from recovery_pipelines.orchestration.stages import numbers, open_stage, stage_options, upstream
 from recovery_pipelines.plan import DrillSpec
 from recovery_pipelines.verdict import CheckResult, Verdict
 
 STAGE = "recovery_metrics"
+_FIRST = ("verdict", "recovery_seconds", "rpo_seconds", "lost_entries")
+"""What people look for, before the rest of the row."""
 
 
 def build(spec: DrillSpec) -> dg.AssetsDefinition:
@@ -28,7 +32,10 @@ def build(spec: DrillSpec) -> dg.AssetsDefinition:
         **stage_options(spec, STAGE, "Recovery time by phase, data loss, and what it cost."),
         ins={"differences": upstream(spec, stages_of(spec)[-2])},
         check_specs=[
-            *(dg.AssetCheckSpec(name, asset=key) for name in objective_names(objectives)),
+            *(
+                dg.AssetCheckSpec(name, asset=key, description=demand(name), partitions_def=MONTHS)
+                for name in objective_names(objectives)
+            ),
             *manual.check_specs(spec),
         ],
     )
@@ -39,7 +46,7 @@ def build(spec: DrillSpec) -> dg.AssetsDefinition:
             measure(run)
         context.resources.recovery_drills.close()
         metadata = {
-            **numbers(run.metrics),
+            **numbers({name: run.metrics.get(name) for name in _FIRST} | run.metrics),
             "folder": dg.MetadataValue.path(str(run.folder)),
             "evidence_head": dg.MetadataValue.text(run.evidence),
         }

@@ -9,6 +9,7 @@ from recovery_pipelines.errors import RecoveryError
 from recovery_pipelines.orchestration.partitions import MONTHS
 from recovery_pipelines.plan import DrillSpec, Plan
 from recovery_pipelines.reporting.publish import Publication, distribute, write_reports
+from recovery_pipelines.reporting.summary import summarize
 
 GROUP = "reporting"
 JOB = "reports"
@@ -92,18 +93,18 @@ def _when_drills_have_ended(drills: Sequence[dg.AssetKey]) -> dg.AutomationCondi
 
 def _metadata(publication: Publication, name: str) -> dict[str, Any]:
     report = publication.report
+    text = next(f.path for f in publication.files if (f.name, f.form) == (name, "md")).read_text()
     metadata: dict[str, Any] = {
         "verdict": str(report.verdict),
+        "headline": summarize(report).headline,
+        "report": dg.MetadataValue.md(_shortened(text)),
         "drills_proven": sum(drill.proven for drill in report.drills),
         "drills_not_proven": sum(not drill.proven for drill in report.drills)
         + len(report.missing_drills),
     }
-    for file in publication.files:
-        if file.name == name:
-            metadata[file.form] = dg.MetadataValue.path(str(file.path))
-            metadata[f"{file.form}_sha256"] = file.sha256
-            if file.form == "md":
-                metadata["report"] = dg.MetadataValue.md(_shortened(file.path.read_text()))
+    files = [file for file in publication.files if file.name == name]
+    metadata |= {file.form: dg.MetadataValue.path(str(file.path)) for file in files}
+    metadata |= {f"{file.form}_sha256": file.sha256 for file in files}
     return metadata
 
 

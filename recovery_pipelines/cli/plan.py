@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from recovery_pipelines.drills.data_recovery import require_known
 from recovery_pipelines.plan import find_plan, load_plan
@@ -29,11 +29,11 @@ def check(plan_path: Path | None) -> None:
     path = plan_path or find_plan()
     plan = load_plan(path)
     specs = plan.drills()
-    table = Table("drill", "scenario", "target", "engine", "schedule")
+    table = Table(Column("drill", overflow="fold"), "group", "schedule")
     for spec in specs:
         require_known(spec)
         schedule = spec.automation.cron_schedule or "by hand"
-        table.add_row(spec.name, spec.scenario.name, spec.target_name, spec.engine, schedule)
+        table.add_row(spec.name, spec.group, schedule)
     console = Console()
     console.print(table)
-    console.print(f"{path}: valid; {len(specs)} drills; data home {plan.data_home}")
+    console.print(f"{path}: valid; {len(specs)} drills; data home {plan.data_home}", soft_wrap=True)

@@ -8,12 +8,14 @@ import dagster as dg
 from recovery_pipelines.orchestration.controls import POOL
 
 _SETTINGS_FILE = "dagster.yaml"
+_OURS = Path(__file__).with_name(_SETTINGS_FILE)
 
 
 def prepare_home(data_home: Path, project: Path) -> Path:
     """The DAGSTER_HOME to use: the one that is set, else `data_home`/dagster.
 
-    The latter takes its settings from the `dagster.yaml` in `project`, if there is one.
+    The latter takes its settings from the `dagster.yaml` in `project`, or from ours: without them
+    Dagster would ignore a drill's timeout.
     """
     named = os.environ.get("DAGSTER_HOME")
     if named:
@@ -21,9 +23,9 @@ def prepare_home(data_home: Path, project: Path) -> Path:
     home = data_home / "dagster"
     home.mkdir(parents=True, exist_ok=True)
     settings, link = project / _SETTINGS_FILE, home / _SETTINGS_FILE
-    if settings.is_file() and not link.exists():
+    if not link.exists():
         link.unlink(missing_ok=True)
-        link.symlink_to(settings.resolve())
+        link.symlink_to((settings if settings.is_file() else _OURS).resolve())
     return home
 
 

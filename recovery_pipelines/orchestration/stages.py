@@ -11,6 +11,7 @@ import pandas as pd
 from recovery_pipelines.drills.run import DrillRun, stages_of, step_of
 from recovery_pipelines.errors import RecoveryError
 from recovery_pipelines.orchestration.controls import POOL, apply_controls, forbid_retry
+from recovery_pipelines.orchestration.demands import demand
 from recovery_pipelines.orchestration.io_manager import HOME_METADATA_KEY, ParquetIOManager
 from recovery_pipelines.orchestration.partitions import MONTHS
 from recovery_pipelines.orchestration.resources import DrillsResource
@@ -27,6 +28,7 @@ RESOURCES: Mapping[str, object] = {
 """What the stages need. The same objects for all definitions, so that these can be merged."""
 
 _PREVIEW_ROWS = 20
+_DECIMALS = 6
 _WARNINGS = (Verdict.UNVERIFIED, Verdict.STALE)
 
 
@@ -71,7 +73,10 @@ def open_stage(
 def check_specs(spec: DrillSpec, stage: str, names: Sequence[str]) -> list[dg.AssetCheckSpec]:
     key = dg.AssetKey([spec.name, stage])
     return [
-        dg.AssetCheckSpec(name, asset=key, blocking=True, partitions_def=MONTHS) for name in names
+        dg.AssetCheckSpec(
+            name, asset=key, description=demand(name), blocking=True, partitions_def=MONTHS
+        )
+        for name in names
     ]
 
 
@@ -115,10 +120,14 @@ def _check_result(
 def numbers(row: Mapping[str, object]) -> dict[str, Any]:
     """A row's values as metadata: numbers plot in the UI, the rest is text, None is left out."""
     return {
-        name: value if isinstance(value, bool | int | float) else str(value)
+        name: _number(value) if isinstance(value, bool | int | float) else str(value)
         for name, value in row.items()
         if value is not None and not (isinstance(value, float) and pd.isna(value))
     }
+
+
+def _number(value: bool | int | float) -> bool | int | float:
+    return round(value, _DECIMALS) if isinstance(value, float) else value
 
 
 def table(frame: pd.DataFrame, columns: Iterable[str] | None = None) -> dg.MetadataValue:
