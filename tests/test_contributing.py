@@ -62,3 +62,11 @@ def test_an_engine_a_fault_and_a_check_of_ones_own(package: Path, tmp_path: Path
     assert record["verdict"] == "PASS"
     assert "no_core_dumps" in [check["name"] for check in record["checks"]]
     assert "core_dump_appears" in found.read_text()
+
+
+def test_the_house_has_a_place_for_every_folder() -> None:
+    picture = GUIDE.read_text().split("## The house")[1].split("```")[1]
+    floors = {
+        path.name for path in (GUIDE.parent / "recovery_pipelines").iterdir() if path.is_dir()
+    }
+    assert floors - {"__pycache__"} <= set(re.findall(r"\w+", picture))
