@@ -3,8 +3,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-DRILL_PACKAGES := python3-venv tar zstd util-linux libpango-1.0-0 libpangoft2-1.0-0 libharfbuzz-subset0
-TEST_PACKAGES := $(DRILL_PACKAGES) acl attr borgbackup chromium faketime iproute2 nftables openssl \
+DRILL_PACKAGES := python3-venv tar zstd util-linux
+PDF_PACKAGES := libpango-1.0-0 libpangoft2-1.0-0 libharfbuzz-subset0
+TEST_PACKAGES := $(DRILL_PACKAGES) $(PDF_PACKAGES) acl attr borgbackup chromium faketime iproute2 nftables openssl \
 	pgbackrest postgresql redis-server restic rsync
 BENCH_PACKAGES := $(TEST_PACKAGES) b3sum hashdeep rclone xxhash
 
@@ -51,7 +52,10 @@ matrix: .venv/installed-dev  ## Plant thousands of faults and count who notices;
 	$(BIN)/python -m campaigns.matrix
 
 .venv/installed: requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit("error: Python 3.11 or newer is needed: make PYTHON=python3.12 ..." \
+		if sys.version_info < (3, 11) else 0)'
 	scripts/install-system-packages $(DRILL_PACKAGES)
+	scripts/install-system-packages $(PDF_PACKAGES) || echo "going on without: reports will have no PDF"
 	$(PYTHON) -m venv .venv
 	@echo "installing the locked packages into .venv: one to three minutes"
 	$(BIN)/pip install --quiet --require-hashes -r requirements.lock

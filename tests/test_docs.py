@@ -76,11 +76,12 @@ def test_the_tutorial_as_it_stands(tmp_path: Path) -> None:
         ["bash", "-c", script],
         cwd=tmp_path,
         env=environment,
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
         text=True,
         check=False,
     )
-    said = done.stdout + done.stderr
+    said = done.stdout
     assert done.returncode == 0, said
     sound, damaged = said.split("repository_audit_damaged_restic: audit_restore started")
     assert "│ repository_audit_documents_restic │ PASS" in sound, sound
