@@ -7,6 +7,7 @@ from typing import Any
 
 import dagster as dg
 import pandas as pd
+from pandas.api.types import is_numeric_dtype, is_scalar
 
 from recovery_pipelines.drills.run import DrillRun, stages_of, step_of
 from recovery_pipelines.errors import RecoveryError
@@ -29,6 +30,8 @@ RESOURCES: Mapping[str, object] = {
 
 _PREVIEW_ROWS = 20
 _DECIMALS = 6
+_WHOLE_FROM = 1000
+"""Larger numbers are shown without decimals."""
 _WARNINGS = (Verdict.UNVERIFIED, Verdict.STALE)
 
 
@@ -132,9 +135,14 @@ def _number(value: bool | int | float) -> bool | int | float:
 
 def table(frame: pd.DataFrame, columns: Iterable[str] | None = None) -> dg.MetadataValue:
     """The first rows of a frame as a table in the UI."""
-    shown = frame[list(columns)] if columns else frame
-    cells = shown.head(_PREVIEW_ROWS).map(_cell)
-    text = cells.to_markdown(index=False) if len(cells) else "(no rows)"
+    shown = (frame[list(columns)] if columns else frame).head(_PREVIEW_ROWS)
+    sides = ["right" if is_numeric_dtype(shown[name]) else "left" for name in shown]
+    cells = shown.map(_cell)
+    text = (
+        cells.to_markdown(index=False, disable_numparse=True, colalign=sides)
+        if len(cells)
+        else "(no rows)"
+    )
     more = len(frame) - _PREVIEW_ROWS
     return dg.MetadataValue.md(f"{text}\n\n… and {more:,} more rows" if more > 0 else text)
 
@@ -146,4 +154,10 @@ def _cell(value: object) -> object:
             .encode("unicode_escape", "surrogateescape")
             .decode("ascii", "replace")
         )
-    return str(value).replace("|", "\\|").replace("\n", " ") if isinstance(value, str) else value
+    if isinstance(value, str):
+        return value.replace("|", "\\|").replace("\n", " ")
+    if is_scalar(value) and pd.isna(value):
+        return ""
+    if isinstance(value, float):
+        return f"{value:,.0f}" if abs(value) >= _WHOLE_FROM else f"{value:.4g}"
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else value
