@@ -69,6 +69,7 @@ def test_every_command_that_is_shown_exists(page: Path) -> None:
         assert not unknown, f"{page.name}: {command.name} has no {unknown}"
 
 
+@pytest.mark.timeout(1200)
 def test_the_tutorial_as_it_stands(tmp_path: Path) -> None:
     script = "set -eu\n" + "".join(blocks(DOCS / "tutorial.md", "sh"))
     environment = {"PATH": f"{BIN}:{os.environ['PATH']}", "HOME": str(tmp_path), "LANG": "C.UTF-8"}
