@@ -147,7 +147,7 @@ def table(frame: pd.DataFrame, columns: Iterable[str] | None = None) -> dg.Metad
     return dg.MetadataValue.md(f"{text}\n\n… and {more:,} more rows" if more > 0 else text)
 
 
-def _cell(value: object) -> object:
+def _cell(value: Any) -> Any:
     if isinstance(value, bytes):
         value = (
             os.fsdecode(value)
