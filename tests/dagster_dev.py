@@ -18,7 +18,7 @@ import yaml
 
 from tests.plans import MONTH, content
 
-_START_SECONDS = 120
+_START_SECONDS = 400
 _LAUNCH = """
 mutation ($job: String!, $location: String!, $month: String!) {
   launchRun(executionParams: {
@@ -153,8 +153,8 @@ def dagster_dev(folder: Path, **changes: Any) -> Iterator[DagsterDev]:
     fast = settings.read_text().replace("poll_interval_seconds: 15", "poll_interval_seconds: 3")
     (folder / "dagster.yaml").write_text(fast)
     dev = DagsterDev(folder)
-    dev.start()
     try:
+        dev.start()
         yield dev
     finally:
         dev.stop()
