@@ -35,6 +35,11 @@ _SIZE_BYTES = 1_000_000
 @click.option("--first", default=1, help="The first seed.")
 @click.option("--engine", "engines", multiple=True, default=ENGINES, help="Can be repeated.")
 @click.option("--processes", default=2)
+@click.option(
+    "--home",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder for trees and repositories; a tmpfs is fast. Default: below the output.",
+)
 @click.option("--deadline", type=float, help="Begin nothing more after so many seconds.")
 @click.option(
     "--output",
@@ -47,6 +52,7 @@ def main(
     first: int,
     engines: tuple[str, ...],
     processes: int,
+    home: Path | None,
     deadline: float | None,
     output: Path,
 ) -> None:
@@ -54,12 +60,12 @@ def main(
     output = output.absolute()
     wanted = [(engine, seed) for seed in range(first, first + seeds) for engine in engines]
     missing = [each for each in wanted if not _path(output, *each).exists()]
-    home = output / "home"
+    home = home or output / "home"
     home.mkdir(parents=True, exist_ok=True)
     reap(home)
     # Each process makes sandboxes of its own, which a forked copy of ours could not remove.
     with ProcessPoolExecutor(processes, get_context("spawn"), _be_quiet) as pool:
-        running = [pool.submit(_measure, output, *each) for each in missing]
+        running = [pool.submit(_measure, output, home, *each) for each in missing]
         try:
             for number, done in enumerate(as_completed(running, deadline), 1):
                 click.echo(f"{number:4} of {len(missing)} {done.result()}")
@@ -117,8 +123,8 @@ def _path(output: Path, engine: str, seed: int) -> Path:
     return output / f"{engine}-{seed:05}.parquet"
 
 
-def _measure(output: Path, engine: str, seed: int) -> str:
-    rows = trials(output / "home", engine, seed, _SIZE_BYTES)
+def _measure(output: Path, home: Path, engine: str, seed: int) -> str:
+    rows = trials(home, engine, seed, _SIZE_BYTES)
     keep_rows(_path(output, engine, seed), rows)
     return f"{engine} {seed}: {len(rows)} trials"
 

@@ -1,6 +1,6 @@
 """A program of its own: become the owner of files, and try to open and read them.
 
-Run as `python _read_as_owner.py UID GID ROOT_FD` with NUL-separated relative paths on stdin.
+`main` takes UID GID ROOT_FD as arguments and NUL-separated relative paths on stdin.
 Prints one line per path: `read` and the first 16 bytes in hex, or what went wrong; exits 3 if it
 cannot become that user. Everything is imported before it changes its user, who may not be allowed
 to read the libraries.
@@ -13,7 +13,11 @@ import stat
 import sys
 
 from recovery_pipelines.errors import SandboxError
-from recovery_pipelines.sandbox.beneath import open_beneath
+
+if __package__:
+    from recovery_pipelines.sandbox.beneath import open_beneath
+else:  # without its package, which would take long to load
+    from beneath import open_beneath
 
 CANNOT_BECOME_OWNER = 3
 
@@ -76,7 +80,3 @@ def main() -> None:
         print(f"cannot become user {uid}, group {gid}: {error.strerror}", file=sys.stderr)  # noqa: T201
         sys.exit(CANNOT_BECOME_OWNER)
     sys.stdout.write("".join(f"{try_to_read(root, path)}\n" for path in paths))
-
-
-if __name__ == "__main__":
-    main()

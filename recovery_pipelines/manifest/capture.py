@@ -47,13 +47,14 @@ Task = tuple[str, bytes, bytes]
 class _Crew:
     """The worker processes, the work still to do, and the replies not yet written."""
 
-    def __init__(self, root_fd: int, most_workers: int) -> None:
+    def __init__(self, root_fd: int, workers: int, most_workers: int) -> None:
         self.changed = threading.Condition()
         self.replies: list[tuple[bytes, bytes, bytes, bytes]] = []
         self.entries = self.files = self.bytes = 0
         self.listed = 1
         self.fraction = 0.0
         self._root_fd = root_fd
+        self._workers = workers
         self._most_workers = most_workers
         self._directories: list[tuple[bytes, float]] = [(b"", 1.0)]
         self._chunks: list[tuple[Task, float]] = []
@@ -109,6 +110,11 @@ class _Crew:
         with self.changed:
             replies, self.replies = self.replies, []
             return replies
+
+    def _waits(self) -> bool:
+        """Whether there is work for more than one."""
+        more_directories = len(self._directories) > _DIRECTORIES_PER_REQUEST
+        return bool(self._chunks or self._large or more_directories)
 
     def _finished(self) -> bool:
         waiting = self._directories or self._chunks or self._large
@@ -176,7 +182,8 @@ class _Crew:
                 else:
                     self._chunks.append((task, part))
             self._busy -= 1
-            if cold and len(self._processes) < self._most_workers and not self._closed:
+            wanted = self._most_workers if cold else self._workers if self._waits() else 1
+            if len(self._processes) < wanted and not self._closed:
                 with suppress(OSError):  # it goes on, only slower
                     self.hire()
             self.changed.notify_all()
@@ -207,10 +214,9 @@ def capture(
     captured_at = datetime.now(UTC)
     cores = len(os.sched_getaffinity(0))
     try:
-        crew = _Crew(root_fd, workers or 2 * cores)
+        crew = _Crew(root_fd, workers or cores, workers or 2 * cores)
         try:
-            for _ in range(workers or cores):
-                crew.hire()
+            crew.hire()
             from recovery_pipelines.manifest.store import Writer
 
             writer = Writer(output, tree, captured_at)
