@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import dagster as dg
 import pandas as pd
 
-from recovery_pipelines.drills.data_recovery import validate
+from recovery_pipelines.drills.recoveries import recovery_of
 from recovery_pipelines.orchestration.stages import (
     check_results,
     check_specs,
@@ -37,7 +37,7 @@ def build(spec: DrillSpec) -> dg.AssetsDefinition:
         context: dg.AssetExecutionContext, restored: pd.DataFrame, faults: pd.DataFrame
     ) -> Iterator[dg.MaterializeResult[pd.DataFrame]]:
         with open_stage(context, spec, STAGE) as run:
-            differences = validate(run, faults)
+            differences = recovery_of(spec).validate(run, faults)
         yield dg.MaterializeResult(
             value=differences,
             check_results=check_results(context, run, STAGE, names),

@@ -3,7 +3,7 @@
 import dagster as dg
 import pandas as pd
 
-from recovery_pipelines.drills.data_recovery import simulate_damage
+from recovery_pipelines.drills.recoveries import recovery_of
 from recovery_pipelines.orchestration.stages import open_stage, stage_options, table, upstream
 from recovery_pipelines.plan import DrillSpec
 
@@ -21,7 +21,7 @@ def build(spec: DrillSpec) -> dg.AssetsDefinition:
         context: dg.AssetExecutionContext, snapshots: pd.DataFrame
     ) -> dg.MaterializeResult[pd.DataFrame]:
         with open_stage(context, spec, STAGE) as run:
-            faults = simulate_damage(run)
+            faults = recovery_of(spec).simulate_damage(run)
         return dg.MaterializeResult(
             value=faults,
             metadata={

@@ -6,7 +6,7 @@ from pathlib import Path
 import dagster as dg
 import pandas as pd
 
-from recovery_pipelines.drills.data_recovery import create_incremental_backups
+from recovery_pipelines.drills.recoveries import recovery_of
 from recovery_pipelines.orchestration.stages import (
     check_results,
     check_specs,
@@ -34,7 +34,7 @@ def build(spec: DrillSpec) -> dg.AssetsDefinition:
         context: dg.AssetExecutionContext, dataset: Path
     ) -> Iterator[dg.MaterializeResult[pd.DataFrame]]:
         with open_stage(context, spec, STAGE) as run:
-            snapshots = create_incremental_backups(run)
+            snapshots = recovery_of(spec).create_incremental_backups(run)
         yield dg.MaterializeResult(
             value=snapshots,
             check_results=check_results(context, run, STAGE, checks),

@@ -3,7 +3,7 @@
 import dagster as dg
 import pandas as pd
 
-from recovery_pipelines.drills.data_recovery import recover
+from recovery_pipelines.drills.recoveries import recovery_of
 from recovery_pipelines.orchestration.stages import (
     numbers,
     open_stage,
@@ -30,7 +30,7 @@ def build(spec: DrillSpec) -> dg.AssetsDefinition:
         context: dg.AssetExecutionContext, snapshots: pd.DataFrame, faults: pd.DataFrame
     ) -> dg.MaterializeResult[pd.DataFrame]:
         with open_stage(context, spec, STAGE) as run:
-            restored = recover(run, snapshots)
+            restored = recovery_of(spec).recover(run, snapshots)
         seconds = {f"{phase}_seconds": value for phase, value in run.phases.items()}
         return dg.MaterializeResult(
             value=restored,

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import dagster as dg
 
-from recovery_pipelines.drills.data_recovery import create_test_dataset
+from recovery_pipelines.drills.recoveries import recovery_of
 from recovery_pipelines.orchestration.stages import numbers, open_stage, stage_options
 from recovery_pipelines.plan import DrillSpec
 
@@ -17,16 +17,8 @@ def build(spec: DrillSpec) -> dg.AssetsDefinition:
     @dg.asset(**stage_options(spec, STAGE, "The data of the drill, as a manifest."))
     def test_dataset(context: dg.AssetExecutionContext) -> dg.MaterializeResult[Path]:
         with open_stage(context, spec, STAGE) as run:
-            path = create_test_dataset(run)
-        summary = run.summaries["generation-0"]
-        metadata = numbers(
-            {
-                "dagster/row_count": summary.entries,
-                "files": summary.files,
-                "bytes": summary.bytes,
-                "unreadable_entries": summary.errors,
-            }
-        )
+            path = recovery_of(spec).create_test_dataset(run)
+        metadata = numbers(run.dataset)
         snapshot = dg.MetadataValue.json(run.system_snapshot)
         return dg.MaterializeResult(value=path, metadata={**metadata, "system_snapshot": snapshot})
 

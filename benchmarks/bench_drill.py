@@ -12,7 +12,7 @@ import trees
 import yaml
 from race import RECOVERY, Competitor, measure, shell
 
-from recovery_pipelines.drills.data_recovery import carry_out
+from recovery_pipelines.drills.recoveries import carry_out
 from recovery_pipelines.engines.base import engine_class
 from recovery_pipelines.plan import parse_plan
 from recovery_pipelines.verdict import Verdict

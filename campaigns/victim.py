@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from campaigns.history import MONTH, drill_of
-from recovery_pipelines.drills.data_recovery import carry_out
+from recovery_pipelines.drills.recoveries import carry_out
 from recovery_pipelines.plan import load_plan
 
 if __name__ == "__main__":

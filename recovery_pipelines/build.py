@@ -30,11 +30,11 @@ from recovery_pipelines.assets import (
 from recovery_pipelines.assets import monitoring as monitoring_assets
 from recovery_pipelines.assets import repositories as repository_assets
 from recovery_pipelines.drills.data_recovery import require_known
+from recovery_pipelines.drills.run import STAGED
 from recovery_pipelines.orchestration.jobs import drill_job, drill_schedule, jobs, monitoring_job
 from recovery_pipelines.orchestration.stages import RESOURCES
 from recovery_pipelines.plan import DrillSpec, Plan, find_plan, load_plan
 from recovery_pipelines.plan.repositories import RepositoryTarget
-from recovery_pipelines.plan.targets import Target
 from recovery_pipelines.sensors import (
     analysis,
     drill_failure,
@@ -122,7 +122,7 @@ def build_definitions(plan: Plan | Path | str | None = None) -> dg.Definitions:
 
 def stage_assets(spec: DrillSpec) -> Sequence[dg.AssetsDefinition]:
     """The stages of one drill, in order."""
-    if isinstance(spec.target, Target):
+    if isinstance(spec.target, STAGED):
         return [module.build(spec) for module in _STAGE_MODULES]
     return [*scenario_steps.build(spec), recovery_metrics.build(spec)]
 

@@ -46,3 +46,7 @@ class NetworkError(RecoveryError):
 
 class ServiceError(RecoveryError):
     """A service or the machine that holds it did not do what was asked."""
+
+
+class DatabaseError(RecoveryError):
+    """A database cannot be opened, started or read whole."""

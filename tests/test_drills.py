@@ -11,7 +11,6 @@ import pytest
 from recovery_pipelines import checks
 from recovery_pipelines.drills import run as drill_run
 from recovery_pipelines.drills.data_recovery import (
-    carry_out,
     create_incremental_backups,
     create_test_dataset,
     recover,
@@ -20,6 +19,7 @@ from recovery_pipelines.drills.data_recovery import (
 )
 from recovery_pipelines.drills.lifecycle import open_drill
 from recovery_pipelines.drills.record import DrillRecord
+from recovery_pipelines.drills.recoveries import carry_out
 from recovery_pipelines.engines.base import Snapshot
 from recovery_pipelines.engines.tar import TarEngine
 from recovery_pipelines.plan.scenarios import SCENARIO_STEPS

@@ -28,8 +28,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recovery_pipelines import evidence
-from recovery_pipelines.drills.data_recovery import carry_out
 from recovery_pipelines.drills.record import folder_of, result_folders
+from recovery_pipelines.drills.recoveries import carry_out
 from recovery_pipelines.errors import EvidenceError
 from recovery_pipelines.evidence import Entry, Report, envelope, files, keys, mapping, statement
 from recovery_pipelines.evidence.chain import check_chain, read_chain

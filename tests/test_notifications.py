@@ -18,9 +18,9 @@ from aiosmtpd.smtp import SMTP
 from click.testing import CliRunner
 
 from recovery_pipelines.cli import recovery
-from recovery_pipelines.drills.data_recovery import carry_out
 from recovery_pipelines.drills.failure import tell_failure, tell_resolved
 from recovery_pipelines.drills.overdue import longest_time, tell_overdue
+from recovery_pipelines.drills.recoveries import carry_out
 from recovery_pipelines.errors import PlanError, RecoveryError
 from recovery_pipelines.notifications import forget, notify, receipts, send_pending
 from recovery_pipelines.orchestration.partitions import first_start

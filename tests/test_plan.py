@@ -17,9 +17,9 @@ from campaigns.simulated import Month, leave_month
 from recovery_pipelines.analysis.objectives import judge_objectives
 from recovery_pipelines.analysis.recommendations import recommendations
 from recovery_pipelines.build import build_definitions
-from recovery_pipelines.drills.data_recovery import carry_out
 from recovery_pipelines.drills.failure import tell_failure
 from recovery_pipelines.drills.record import DrillRecord
+from recovery_pipelines.drills.recoveries import carry_out
 from recovery_pipelines.errors import EvidenceError, PlanError
 from recovery_pipelines.evidence.signoff import sign_off, standings
 from recovery_pipelines.notifications import notify
@@ -31,6 +31,7 @@ from recovery_pipelines.verdict import Verdict
 from scripts.plan_reference import PAGE, reference
 from tests import monitoring_effects
 from tests.audit_effects import AUDIT_EFFECTS
+from tests.database_effects import DATABASE_EFFECTS
 from tests.matrix_effects import MATRIX_EFFECTS
 from tests.pair_effects import PAIR_EFFECTS
 from tests.plans import MONTH, SHIPPED, content, make_plan, make_spec
@@ -561,7 +562,7 @@ EFFECTS: dict[str, Callable[..., None]] = {
 }
 EFFECTS |= {f"monitoring.{key}": effect for key, effect in monitoring_effects.EFFECTS.items()}
 
-EFFECTS |= STACK_EFFECTS | PAIR_EFFECTS | MATRIX_EFFECTS | AUDIT_EFFECTS
+EFFECTS |= STACK_EFFECTS | PAIR_EFFECTS | MATRIX_EFFECTS | AUDIT_EFFECTS | DATABASE_EFFECTS
 
 
 def keys_of(model: type[BaseModel], prefix: str = "") -> Iterator[str]:

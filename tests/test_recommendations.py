@@ -16,7 +16,7 @@ from campaigns.summary import failures
 from recovery_pipelines.analysis.recommendations import COLUMNS, assign, recommendations
 from recovery_pipelines.analysis.rules import RULES
 from recovery_pipelines.cli import recovery
-from recovery_pipelines.drills.data_recovery import carry_out
+from recovery_pipelines.drills.recoveries import carry_out
 from recovery_pipelines.errors import RecoveryError
 from recovery_pipelines.evidence.signoff import sign_off, standings
 from recovery_pipelines.plan import Plan

@@ -15,8 +15,8 @@ from click.testing import CliRunner
 from playwright.sync_api import Browser, sync_playwright
 
 from recovery_pipelines.cli import recovery
-from recovery_pipelines.drills.data_recovery import carry_out
 from recovery_pipelines.drills.record import folder_of, write_record
+from recovery_pipelines.drills.recoveries import carry_out
 from recovery_pipelines.errors import RecoveryError
 from recovery_pipelines.evidence import seal
 from recovery_pipelines.plan import Plan

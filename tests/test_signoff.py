@@ -13,9 +13,9 @@ import pytest
 from recovery_pipelines import evidence
 from recovery_pipelines.analysis.history import load_history
 from recovery_pipelines.build import build_definitions
-from recovery_pipelines.drills.data_recovery import carry_out
 from recovery_pipelines.drills.failure import tell_sign_off
 from recovery_pipelines.drills.record import result_folders
+from recovery_pipelines.drills.recoveries import carry_out
 from recovery_pipelines.errors import EvidenceError
 from recovery_pipelines.evidence import keys, statement
 from recovery_pipelines.evidence.chain import append_about, check_chain, read_chain

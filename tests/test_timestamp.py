@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from recovery_pipelines import evidence
-from recovery_pipelines.drills.data_recovery import carry_out
+from recovery_pipelines.drills.recoveries import carry_out
 from recovery_pipelines.errors import EvidenceError
 from recovery_pipelines.evidence import keys
 from recovery_pipelines.evidence.chain import read_chain

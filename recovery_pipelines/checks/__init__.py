@@ -3,10 +3,11 @@
 from recovery_pipelines.checks.base import Check, RecoveredState, examine
 from recovery_pipelines.checks.facts import capture_facts, read_facts
 from recovery_pipelines.checks.registry import CRITERIA, check_named, run_checks
-from recovery_pipelines.checks.self_test import Canary, self_test, self_test_verdict
+from recovery_pipelines.checks.self_test import UNDAMAGED, Canary, self_test, self_test_verdict
 
 __all__ = [
     "CRITERIA",
+    "UNDAMAGED",
     "Canary",
     "Check",
     "RecoveredState",

@@ -11,10 +11,11 @@ import errno
 import os
 import stat
 import sys
+from typing import TYPE_CHECKING
 
 from recovery_pipelines.errors import SandboxError
 
-if __package__:
+if TYPE_CHECKING or __package__:
     from recovery_pipelines.sandbox.beneath import open_beneath
 else:  # without its package, which would take long to load
     from beneath import open_beneath

@@ -23,6 +23,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import xxhash
 
+from recovery_pipelines.databases.sqlite import rows_digest, tables
 from recovery_pipelines.sandbox import Tree
 
 _MAGIC_BYTES = 16
@@ -110,15 +111,9 @@ def _sqlite_facts(file: BinaryIO, tree: Tree, path: bytes) -> str:
         if problems != ["ok"]:
             raise sqlite3.DatabaseError(f"integrity_check: {'; '.join(map(str, problems))}")
         schema = connection.execute("SELECT type, name, tbl_name, sql FROM sqlite_schema")
-        parts = [f"schema {_rows_digest(schema)}"]
-        tables = connection.execute(
-            "SELECT name FROM pragma_table_list"
-            " WHERE schema = 'main' AND type IN ('table', 'shadow') ORDER BY name"
-        )
-        for (name,) in tables.fetchall():
-            quoted = name.replace('"', '""')
-            rows = connection.execute(f'SELECT * FROM "{quoted}"')
-            parts.append(f"{name!a} {_rows_digest(rows)}")
+        parts = [f"schema {rows_digest(schema)}"]
+        for name in tables(connection):
+            parts.append(f"{name!a} {rows_digest(connection.execute(f'select * from {name}'))}")
     return "; ".join(parts)
 
 
@@ -149,15 +144,6 @@ def _size_bytes(tree: Tree, path: bytes) -> int:
         return tree.stat(path).st_size
     except FileNotFoundError:
         return 0
-
-
-def _rows_digest(rows: sqlite3.Cursor) -> str:
-    """Number and digest of the rows, whatever their order."""
-    total = count = 0
-    for row in rows:
-        total += xxhash.xxh3_128_intdigest(ascii(row).encode())
-        count += 1
-    return f"{count} rows {total % (1 << 128):032x}"
 
 
 def _parquet_facts(file: BinaryIO, tree: Tree, path: bytes) -> str:

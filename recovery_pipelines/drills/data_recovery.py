@@ -6,7 +6,6 @@ snapshots, faults and restored generations. The trees and the repository stay in
 
 import os
 from collections import Counter
-from contextlib import suppress
 from dataclasses import asdict, replace
 from dataclasses import fields as dataclass_fields
 from pathlib import Path
@@ -26,14 +25,12 @@ from recovery_pipelines.checks import (
     self_test_verdict,
 )
 from recovery_pipelines.dataset import build_dataset, change_dataset, copy_tree
-from recovery_pipelines.drills.lifecycle import open_drill
 from recovery_pipelines.drills.metrics import metrics_row
 from recovery_pipelines.drills.preparation import prepare
 from recovery_pipelines.drills.publish import paths_to_restore, publish
-from recovery_pipelines.drills.record import DrillRecord, folder_of, read_record
-from recovery_pipelines.drills.run import DrillRun
+from recovery_pipelines.drills.run import STAGED, DrillRun
 from recovery_pipelines.engines.base import Snapshot, engine_class
-from recovery_pipelines.errors import EngineError, PlanError, RecoveryError
+from recovery_pipelines.errors import EngineError, PlanError
 from recovery_pipelines.faults.base import Family, InjectedFault, Layer
 from recovery_pipelines.faults.catalogue import inject, source_faults
 from recovery_pipelines.plan import DrillSpec
@@ -41,8 +38,8 @@ from recovery_pipelines.plan.targets import Target
 from recovery_pipelines.sandbox import Tree
 from recovery_pipelines.verdict import CheckResult, Verdict, worst
 
-_FAULT_COLUMNS = [field.name for field in dataclass_fields(InjectedFault)]
-_RESTORE_COLUMNS = [
+FAULT_COLUMNS = [field.name for field in dataclass_fields(InjectedFault)]
+RESTORE_COLUMNS = [
     "generation",
     "mode",
     "damaged_entries",
@@ -56,9 +53,10 @@ _RESTORE_COLUMNS = [
 
 def require_known(spec: DrillSpec) -> None:
     """Raise PlanError if the plan names an engine, check or fault that is not installed."""
+    if isinstance(spec.target, STAGED):
+        engine_class(spec.engine)
     if not isinstance(spec.target, Target):
         return
-    engine_class(spec.engine)
     for name in spec.scenario.validation_criteria.names:
         check_named(name)
     kinds = spec.tree.faults.kinds
@@ -82,7 +80,13 @@ def create_test_dataset(run: DrillRun) -> Path:
             run.left_out += [f"{what}: not possible on this machine" for what in left_out]
         elif target.path:
             copy_tree(target.path, run.live, run.remaining_seconds())
-        _capture(run, run.live, "generation-0")
+        made = _capture(run, run.live, "generation-0")
+        run.dataset = {
+            "dagster/row_count": made.entries,
+            "files": made.files,
+            "bytes": made.bytes,
+            "unreadable_entries": made.errors,
+        }
     return run.manifest_path("generation-0")
 
 
@@ -105,7 +109,7 @@ def create_incremental_backups(run: DrillRun) -> pd.DataFrame:
             parent = snapshots[-1] if snapshots else None
             with run.working(f"backed up generation {generation}") as working:
                 snapshots.append(engine.backup(run.live.path, parent))
-                run.snapshots.append(_identity(snapshots[-1]))
+                run.snapshots.append(identity(snapshots[-1]))
                 working(f"{snapshots[-1].added_bytes:,} bytes added", 1.0)
             if generation in _restored_generations(run):
                 path = run.manifest_path(f"generation-{generation}")
@@ -121,7 +125,7 @@ def create_incremental_backups(run: DrillRun) -> pd.DataFrame:
         run.keep("snapshots", table)
         required = run.spec.plan.test_framework.test_execution.preparation.requirements
         if "backup_verification" in required:
-            run.checks.append(_verify_backup(run, snapshots))
+            run.checks.append(verify_backup(run, snapshots))
     return table
 
 
@@ -139,10 +143,10 @@ def simulate_damage(run: DrillRun) -> pd.DataFrame:
             run.first_lost_write_at = monotonic()
             change_dataset(run.live, seed=run.seed("changes after the last backup"))
             _capture(run, run.live, "before-loss")
-            faults = _lose_everything(run)
+            faults = [total_loss(run.live)]
         run.damaged_at = monotonic() if wanted else None
         run.fault_kinds = dict(Counter(str(fault["kind"]) for fault in faults))
-        table = pd.DataFrame(faults, columns=_FAULT_COLUMNS)
+        table = pd.DataFrame(faults, columns=FAULT_COLUMNS)
         run.keep("faults", table)
     return table
 
@@ -156,15 +160,15 @@ def recover(run: DrillRun, snapshots: pd.DataFrame) -> pd.DataFrame:
     with run.stage("restore") as wanted:
         rows: list[dict[str, object]] = []
         if wanted:
-            ledger = _ledger(snapshots)
+            made = ledger(snapshots)
             selective = (
                 run.spec.scenario.name == "corruption_recovery"
                 and run.spec.tree.recovery == "selective"
             )
-            rows.append(_recover_newest(run, ledger[run.newest_generation], selective))
+            rows.append(_recover_newest(run, made[run.newest_generation], selective))
             if run.spec.scenario.name == "incremental_recovery":
-                rows.append(_restore_earlier(run, ledger[run.earlier_generation]))
-        table = pd.DataFrame(rows, columns=_RESTORE_COLUMNS)
+                rows.append(_restore_earlier(run, made[run.earlier_generation]))
+        table = pd.DataFrame(rows, columns=RESTORE_COLUMNS)
         run.keep("restore", table)
     return table
 
@@ -186,7 +190,7 @@ def validate(run: DrillRun, faults: pd.DataFrame) -> pd.DataFrame:
                 run.compared.append(_compared(run, generation, state.comparison))
                 table = state.comparison.differences.to_pandas()
                 differences.append(table.assign(generation=generation))
-            run.checks += _merge_results(
+            run.checks += merge_results(
                 {generation: run_checks(criteria, state) for generation, state in states.items()}
             )
             run.checks.append(_detection_check(run, faults))
@@ -210,19 +214,6 @@ def measure(run: DrillRun) -> pd.DataFrame:
     return pd.DataFrame([run.metrics])
 
 
-def carry_out(spec: DrillSpec, month: str, run_id: str) -> DrillRecord:
-    """All stages of one drill without Dagster; errors of a stage end up in the record."""
-    with suppress(RecoveryError), open_drill(spec, month, run_id) as run:
-        create_test_dataset(run)
-        snapshots = create_incremental_backups(run)
-        if not run.verdict.is_finding:
-            faults = simulate_damage(run)
-            recover(run, snapshots)
-            validate(run, faults)
-            measure(run)
-    return read_record(folder_of(spec.plan.data_home, spec.name, month, run_id))
-
-
 # --- backups ----------------------------------------------------------------------------
 
 
@@ -239,7 +230,7 @@ def _capture(run: DrillRun, tree: Tree, name: str) -> manifest.Summary:
     return summary
 
 
-def _identity(snapshot: Snapshot) -> dict[str, object]:
+def identity(snapshot: Snapshot) -> dict[str, object]:
     return {
         "id": snapshot.snapshot_id,
         "kind": snapshot.kind,
@@ -257,7 +248,7 @@ def _restored_generations(run: DrillRun) -> set[int]:
     return {run.newest_generation}
 
 
-def _verify_backup(run: DrillRun, snapshots: list[Snapshot]) -> CheckResult:
+def verify_backup(run: DrillRun, snapshots: list[Snapshot]) -> CheckResult:
     name, expected = "backup_verification", f"{len(snapshots)} snapshots complete and readable"
     try:
         run.engine.full_check(snapshots)
@@ -281,9 +272,10 @@ def _inject_faults(run: DrillRun) -> list[dict[str, object]]:
     return [asdict(fault) for fault in injected]
 
 
-def _lose_everything(run: DrillRun) -> list[dict[str, object]]:
-    names = run.live.listdir()
-    run.live.clear()
+def total_loss(live: Tree) -> dict[str, object]:
+    """Delete everything in the tree; returns the fault."""
+    names = live.listdir()
+    live.clear()
     fault = InjectedFault(
         kind="total_loss",
         layer=Layer.SOURCE,
@@ -295,7 +287,7 @@ def _lose_everything(run: DrillRun) -> list[dict[str, object]]:
         changes_data=True,
         caught_by=("all_files_recovered",),
     )
-    return [asdict(fault)]
+    return asdict(fault)
 
 
 # --- recovery ---------------------------------------------------------------------------
@@ -407,7 +399,7 @@ def _entries_in(comparison: manifest.Comparison) -> int:
     return len(set(comparison.differences.column("path").to_pylist()))
 
 
-def _ledger(snapshots: pd.DataFrame) -> dict[int, Snapshot]:
+def ledger(snapshots: pd.DataFrame) -> dict[int, Snapshot]:
     fields = [field.name for field in dataclass_fields(Snapshot)]
     rows = snapshots.astype(object).where(snapshots.notna(), None)
     return {
@@ -452,7 +444,7 @@ def _compared(run: DrillRun, generation: int, comparison: manifest.Comparison) -
     }
 
 
-def _merge_results(results: dict[int, list[CheckResult]]) -> list[CheckResult]:
+def merge_results(results: dict[int, list[CheckResult]]) -> list[CheckResult]:
     """One result per criterion over all recovered generations."""
     merged = []
     for name_results in zip(*results.values(), strict=True):

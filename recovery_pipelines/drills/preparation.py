@@ -9,10 +9,10 @@ from pathlib import Path
 
 import psutil
 
-from recovery_pipelines.drills.run import DrillRun
+from recovery_pipelines.drills.run import STAGED, DrillRun
 from recovery_pipelines.errors import PreparationError
+from recovery_pipelines.plan.databases import DatabaseTarget
 from recovery_pipelines.plan.repositories import RepositoryTarget
-from recovery_pipelines.plan.targets import Target
 from recovery_pipelines.services.host import capabilities
 
 _STACK_BYTES = 1_000_000_000
@@ -22,6 +22,8 @@ _COPIES = 4
 """A drill holds the live tree, its repository and up to two restored generations."""
 _HEADROOM = 1.2
 _MEMORY_NEEDED_BYTES = 512_000_000
+_DATABASE_ENTRIES = 1000
+_BYTES_PER_ROW = 1000
 _ENTRIES_PER_DATASET_BYTE = 1 / 20_000
 _LIBRARIES = ("recovery-pipelines", "dagster", "pyarrow", "pandas", "xxhash")
 
@@ -38,7 +40,7 @@ def prepare(run: DrillRun) -> None:
         run.system_snapshot = system_snapshot(run)
         run.journal(event="system_snapshot", **run.system_snapshot)
     if "resource_availability" in required and not isinstance(run.spec.target, RepositoryTarget):
-        if isinstance(run.spec.target, Target):
+        if isinstance(run.spec.target, STAGED):
             needed_bytes, needed_entries = map(room_for, _target_size(run))
         else:
             needed_bytes, needed_entries = _STACK_BYTES, _STACK_ENTRIES
@@ -62,8 +64,8 @@ def system_snapshot(run: DrillRun) -> dict[str, object]:
         "user_id": os.geteuid(),
         "libraries": {name: version(name) for name in _LIBRARIES},
         "engine": run.spec.engine,
-        "engine_version": run.engine.version() if isinstance(run.spec.target, Target) else "",
-        "capabilities": {} if isinstance(run.spec.target, Target) else capabilities(),
+        "engine_version": run.engine.version() if isinstance(run.spec.target, STAGED) else "",
+        "capabilities": {} if isinstance(run.spec.target, STAGED) else capabilities(),
         "processors": os.cpu_count(),
         "load_1m": os.getloadavg()[0],
         "memory_available_bytes": memory.available,
@@ -93,6 +95,8 @@ def require_resources(folder: Path, needed_bytes: int, needed_entries: int) -> N
 
 def _target_size(run: DrillRun) -> tuple[int, int]:
     """Bytes and entries of the target; for a real tree by looking at it."""
+    if isinstance(run.spec.target, DatabaseTarget):
+        return _database_bytes(run.spec.target), _DATABASE_ENTRIES
     target = run.spec.tree
     if target.dataset:
         size_bytes = int(target.dataset.size)
@@ -120,3 +124,14 @@ def _target_size(run: DrillRun) -> tuple[int, int]:
                 "a user who can read it"
             ) from None
     return total_bytes, entries
+
+
+def _database_bytes(target: DatabaseTarget) -> int:
+    """Size of the file of the team's own, or of the rows to be made."""
+    path = target.database.path
+    if path is None:
+        return target.database.rows * _BYTES_PER_ROW
+    try:
+        return path.stat().st_size
+    except OSError as error:
+        raise PreparationError(f"the database {path} cannot be read: {error.strerror}") from None

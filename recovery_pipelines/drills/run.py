@@ -26,6 +26,7 @@ from recovery_pipelines.errors import DrillTimeout, MissingCapability
 from recovery_pipelines.evidence import Entry
 from recovery_pipelines.manifest import Summary
 from recovery_pipelines.plan import DrillSpec
+from recovery_pipelines.plan.databases import DatabaseTarget
 from recovery_pipelines.plan.scenarios import SCENARIO_STEPS
 from recovery_pipelines.plan.targets import Target
 from recovery_pipelines.sandbox import Sandbox, Tree
@@ -44,14 +45,16 @@ STAGES = (
     "recovery_metrics",
 )
 """The stages of the data-recovery scenarios."""
+STAGED = (Target, DatabaseTarget)
+"""The targets of drills in these stages."""
 METRICS_STAGE = STAGES[-1]
 """The last stage of every scenario."""
 _STEP_OF_STAGE = (0, 0, 1, 2, 3, 3)
 
 
 def stages_of(spec: DrillSpec) -> tuple[str, ...]:
-    """The stages of a drill: on file trees those above, else the scenario's own steps."""
-    if isinstance(spec.target, Target):
+    """The stages of a drill: those above, or the scenario's own steps."""
+    if isinstance(spec.target, STAGED):
         return STAGES
     return (*SCENARIO_STEPS[spec.scenario.name], METRICS_STAGE)
 
@@ -59,7 +62,7 @@ def stages_of(spec: DrillSpec) -> tuple[str, ...]:
 def step_of(spec: DrillSpec, stage: str) -> str:
     """The seed's step that a stage belongs to."""
     steps = SCENARIO_STEPS[spec.scenario.name]
-    if isinstance(spec.target, Target):
+    if isinstance(spec.target, STAGED):
         return steps[_STEP_OF_STAGE[STAGES.index(stage)]]
     return steps[-1] if stage == METRICS_STAGE else stage
 
@@ -82,6 +85,8 @@ class DrillRun:
     """Names of the exception types that ended a stage."""
     messages: list[str] = field(default_factory=list)
     """What those exceptions said."""
+    dataset: dict[str, int] = field(default_factory=dict)
+    """What the data holds before anything happens, by what is counted."""
     summaries: dict[str, Summary] = field(default_factory=dict)
     """What each captured manifest holds, by its name."""
     phases: dict[str, float] = field(default_factory=dict)
@@ -172,7 +177,7 @@ class DrillRun:
 
     @property
     def newest_generation(self) -> int:
-        return self.spec.tree.increments
+        return self.spec.increments
 
     @property
     def earlier_generation(self) -> int:

@@ -19,6 +19,7 @@ from typing import Any
 import pandas as pd
 
 from recovery_pipelines.checks import Canary, self_test_verdict
+from recovery_pipelines.databases.base import Contents, differences
 from recovery_pipelines.drills.preparation import prepare
 from recovery_pipelines.drills.run import DrillRun
 from recovery_pipelines.drills.service_checks import FEWEST_ANSWERS
@@ -31,7 +32,6 @@ from recovery_pipelines.engines.base import Snapshot
 from recovery_pipelines.engines.pgbackrest import Cluster, PgBackRest
 from recovery_pipelines.engines.restic import ResticEngine
 from recovery_pipelines.errors import EngineError, ServiceError
-from recovery_pipelines.services.contents import Contents, differences
 from recovery_pipelines.services.host import Machine
 from recovery_pipelines.services.stack import (
     ROOM,
@@ -483,7 +483,8 @@ def _contents_checks(run: DrillRun, backups: Backups) -> list[CheckResult]:
 def _unlike(database: _Database) -> str:
     if database.found is None:
         return "could not be read"
-    return "; ".join(differences(database.expected, database.found)[:10])
+    told = differences(database.expected, database.found)
+    return "; ".join([f"{name}: {what}" for name, what in told.items()][:10])
 
 
 def _all_well(name: str, expected: str, state: Mapping[str, str]) -> CheckResult:

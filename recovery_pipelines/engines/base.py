@@ -14,6 +14,8 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import ClassVar, Protocol, runtime_checkable
 
+import xxhash
+
 from recovery_pipelines.errors import EngineError, PlanError
 from recovery_pipelines.tools import Finished, find_tool, run_tool
 
@@ -146,6 +148,15 @@ class ToolEngine:
 def size_bytes(repository: Path) -> int:
     """What the files of a repository hold together."""
     return sum(path.stat().st_size for path in repository.rglob("*") if path.is_file())
+
+
+def file_digest(path: Path) -> str:
+    """xxh3_128 of a file's content, hex. Raises EngineError if it cannot be read."""
+    digest = xxhash.xxh3_128()
+    with explained(f"reading {path.name}"), path.open("rb") as content:
+        while block := content.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 @contextmanager

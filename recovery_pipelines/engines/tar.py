@@ -14,13 +14,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import ClassVar
 
-import xxhash
-
 from recovery_pipelines.engines import snar
 from recovery_pipelines.engines.base import (
     Snapshot,
     ToolEngine,
     explained,
+    file_digest,
     require_empty,
     require_recorded,
 )
@@ -87,7 +86,7 @@ class TarEngine(ToolEngine):
                     kind="full" if parent is None else "incremental",
                     parent_id=parent.snapshot_id if parent else None,
                     created_at=snar.started_at(state / "snar"),
-                    digest=_digest(partial),
+                    digest=file_digest(partial),
                     added_bytes=partial.stat().st_size,
                 )
                 sync(partial)
@@ -117,7 +116,7 @@ class TarEngine(ToolEngine):
         for snapshot in snapshots:
             self._chain(snapshot.snapshot_id)
             archive = self._archive(snapshot.snapshot_id)
-            found = _digest(archive)
+            found = file_digest(archive)
             if found != snapshot.digest:
                 raise EngineError(
                     f"{archive} is not the archive that was written: "
@@ -299,11 +298,3 @@ def _plain_directories(tree: Path) -> None:
         for directory in (Path(path, name) for name in names):
             if not directory.is_symlink():
                 directory.chmod(0o700)
-
-
-def _digest(archive: Path) -> str:
-    digest = xxhash.xxh3_128()
-    with explained("reading an archive"), archive.open("rb") as content:
-        while block := content.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

@@ -4,6 +4,7 @@ from typing import Annotated
 
 from pydantic import Discriminator, Tag
 
+from recovery_pipelines.plan.databases import DatabaseTarget
 from recovery_pipelines.plan.repositories import RepositoryTarget
 from recovery_pipelines.plan.targets import ReplicationTarget, ServicesTarget, Target
 
@@ -12,6 +13,7 @@ _TAGS = {
     "services": "service-stack",
     "replication": "replicated-database",
     "repository": "existing-repository",
+    "database": "database",
 }
 TAGS = (_TREE, *_TAGS.values())
 
@@ -21,11 +23,12 @@ def _tag(value: object) -> str:
     return next((tag for key, tag in _TAGS.items() if key in keys), _TREE)
 
 
-AnyTarget = Target | ServicesTarget | ReplicationTarget | RepositoryTarget
+AnyTarget = Target | ServicesTarget | ReplicationTarget | RepositoryTarget | DatabaseTarget
 TaggedTarget = Annotated[
     Annotated[Target, Tag(_TREE)]
     | Annotated[ServicesTarget, Tag(_TAGS["services"])]
     | Annotated[ReplicationTarget, Tag(_TAGS["replication"])]
-    | Annotated[RepositoryTarget, Tag(_TAGS["repository"])],
+    | Annotated[RepositoryTarget, Tag(_TAGS["repository"])]
+    | Annotated[DatabaseTarget, Tag(_TAGS["database"])],
     Discriminator(_tag),
 ]

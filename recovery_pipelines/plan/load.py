@@ -9,6 +9,7 @@ from pydantic import BaseModel, ValidationError
 
 from recovery_pipelines.errors import PlanError
 from recovery_pipelines.plan.any_target import TAGS, AnyTarget
+from recovery_pipelines.plan.databases import DatabaseTarget
 from recovery_pipelines.plan.model import Plan
 from recovery_pipelines.plan.repositories import RepositoryTarget
 from recovery_pipelines.plan.targets import Target
@@ -74,7 +75,7 @@ def parse_plan(text: str, *, name: str, folder: Path) -> Plan:
 
 def _anchored(target: AnyTarget, folder: Path) -> AnyTarget:
     """Its paths, which the plan gives relative to its own folder."""
-    if isinstance(target, RepositoryTarget):
+    if isinstance(target, RepositoryTarget | DatabaseTarget):
         return target.anchored(folder)
     if isinstance(target, Target) and target.path:
         return target.model_copy(update={"path": folder / target.path.expanduser()})

@@ -12,6 +12,7 @@ from pydantic import Field, PrivateAttr, model_validator
 from recovery_pipelines.plan.any_target import AnyTarget, TaggedTarget
 from recovery_pipelines.plan.base import Name, Strict, unique
 from recovery_pipelines.plan.channels import Channel, Smtp
+from recovery_pipelines.plan.databases import DatabaseTarget
 from recovery_pipelines.plan.execution import ExecutionControls, ManualVerification, TestExecution
 from recovery_pipelines.plan.matrix import DetectionMatrix
 from recovery_pipelines.plan.monitoring import Monitoring
@@ -74,6 +75,18 @@ class DrillSpec:
         """The target of a drill on a file tree."""
         assert isinstance(self.target, Target)
         return self.target
+
+    @property
+    def database(self) -> DatabaseTarget:
+        """The target of a drill on a database."""
+        assert isinstance(self.target, DatabaseTarget)
+        return self.target
+
+    @property
+    def increments(self) -> int:
+        """How many backups follow the first one. Only of drills in stages."""
+        assert isinstance(self.target, Target | DatabaseTarget)
+        return self.target.increments
 
     @property
     def stack(self) -> ServicesTarget:
@@ -199,7 +212,7 @@ class Plan(Strict):
 
 def _engines(scenario: Scenario, target: AnyTarget) -> tuple[str, ...]:
     """With what a scenario recovers a target; nothing if it is not for such targets."""
-    if isinstance(target, Target):
+    if isinstance(target, Target | DatabaseTarget):
         return target.engines if isinstance(scenario, DataScenario) else ()
     if isinstance(target, RepositoryTarget):
         return (target.repository.tool,) if isinstance(scenario, AuditScenario) else ()

@@ -62,7 +62,7 @@ class Objectives(Strict):
     the check `rpo_met` or `backup_is_fresh`, which warns."""
 
 
-def _engine_names(value: object) -> object:
+def engine_names(value: object) -> object:
     return (value,) if isinstance(value, str) else value
 
 
@@ -72,7 +72,7 @@ class Target(Strict):
     path: Path | None = None
     """A real tree; it is copied into the sandbox and never touched. Instead of `dataset`."""
     dataset: Dataset | None = None
-    engines: Annotated[tuple[str, ...], BeforeValidator(_engine_names), Field(min_length=1)] = (
+    engines: Annotated[tuple[str, ...], BeforeValidator(engine_names), Field(min_length=1)] = (
         "tar",
     )
     """Backup tools; one drill for each."""

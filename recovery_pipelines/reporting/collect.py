@@ -28,6 +28,7 @@ from recovery_pipelines.matrix.cells import cells, judge, silent_restores, summe
 from recovery_pipelines.matrix.run import newest_rows
 from recovery_pipelines.notifications import receipts
 from recovery_pipelines.plan import Plan
+from recovery_pipelines.plan.databases import DatabaseTarget
 from recovery_pipelines.plan.scenarios import SCENARIO_STEPS
 from recovery_pipelines.plan.targets import Objectives, Target
 from recovery_pipelines.reporting.model import (
@@ -513,7 +514,8 @@ def _not_tested(
             f"target {name} is generated test data: it proves the tool and the procedure, not that "
             "your own data restores"
             for name, target in plan.targets.items()
-            if isinstance(target, Target) and target.dataset
+            if (isinstance(target, Target) and target.dataset)
+            or (isinstance(target, DatabaseTarget) and not target.database.path)
         ),
     ]
     return (

@@ -8,15 +8,14 @@ zeroed, an old file) shows only here: rows are missing, and every other tool is 
 import argparse
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import psycopg
 from psycopg import sql
 
-Contents = dict[str, str]
-"""By `kind name`: what it is. Of a table its rows: their count and a digest without order."""
+from recovery_pipelines.databases.base import Contents, differences
 
 _SETTINGS = (
     "set extra_float_digits = 3; set datestyle = 'ISO, YMD'; set timezone = 'UTC';"
@@ -136,29 +135,6 @@ def describe(connection: psycopg.Connection[Any]) -> Contents:
     return found
 
 
-def differences(expected: Mapping[str, str], found: Mapping[str, str]) -> list[str]:
-    """What is missing, changed or too much in `found`, one line each.
-
-    A sequence may have jumped forward as far as the server had logged it in advance, never back.
-    """
-    told = [f"{name}: missing" for name in expected if name not in found]
-    told += [f"{name}: not in the source" for name in found if name not in expected]
-    for name, was in expected.items():
-        now = found.get(name, was)
-        if name.startswith("sequence ") and now != was:
-            if not _may_have_become(json.loads(was), json.loads(now)):
-                told.append(f"{name}: was {was}, is {now}")
-        elif now != was:
-            told.append(f"{name}: was {was[:200]!r}, is {now[:200]!r}")
-    return told
-
-
-def _may_have_become(was: list[Any], now: list[Any]) -> bool:
-    (what, step, last, called, ahead), (what_now, step_now, last_now, called_now, _) = was, now
-    jumped = (last_now - last) / step
-    return (what, step) == (what_now, step_now) and called_now >= called and 0 <= jumped <= ahead
-
-
 def mark(connection: psycopg.Connection[Any], name: str) -> dict[str, Any]:
     """Make the restore point `name`, at which the database holds exactly what is described.
 
@@ -187,7 +163,10 @@ def canaries(connection: psycopg.Connection[Any]) -> dict[str, list[str]]:
         with connection.transaction(force_rollback=True):
             before = describe(connection)
             connection.execute(damage.encode())
-            told[kind] = differences(before, describe(connection))
+            told[kind] = [
+                f"{name}: {what}"
+                for name, what in differences(before, describe(connection)).items()
+            ]
     return told
 
 

@@ -1,0 +1,46 @@
+"""Which class opens which kind of database."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from recovery_pipelines.databases import redis, sqlite
+from recovery_pipelines.databases.base import Database, DatabaseFault
+from recovery_pipelines.sandbox import Sandbox
+
+
+@contextmanager
+def open_database(kind: str, folder: Path, sandbox: Sandbox) -> Iterator[Database]:
+    """The database whose files are in `folder`. Raises DatabaseError if it does not work."""
+    if kind == "sqlite":
+        with sqlite.open_sqlite(folder) as database:
+            yield database
+    else:
+        with redis.open_redis(folder, sandbox) as database:
+            yield database
+
+
+@contextmanager
+def make_database(
+    kind: str, folder: Path, sandbox: Sandbox, *, rows: int, seed: int, taken_from: Path | None
+) -> Iterator[Database]:
+    """A new database in the empty `folder`: test data, or those of a file, which is only read."""
+    if kind == "sqlite":
+        with sqlite.open_sqlite(folder, new=True) as database:
+            if taken_from:
+                database.load(taken_from)
+            else:
+                database.fill(rows, seed)
+            yield database
+        return
+    if taken_from:
+        redis.take_over(taken_from, folder)
+    with redis.open_redis(folder, sandbox, new=not taken_from) as server:
+        if not taken_from:
+            server.fill(rows, seed)
+        yield server
+
+
+def faults_of(kind: str) -> Mapping[str, DatabaseFault]:
+    """The damages that can be done to a kind of database, by name; the worst last."""
+    return sqlite.SqliteDatabase.faults if kind == "sqlite" else redis.RedisDatabase.faults

@@ -1,0 +1,60 @@
+"""The plan's targets that are databases."""
+
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from recovery_pipelines.plan.base import Strict
+from recovery_pipelines.plan.targets import Objectives, engine_names
+
+ENGINES = {"sqlite": ("sqlite",), "redis": ("redis_rdb", "redis_aof")}
+"""The backup tools of each kind of database, the usual one first."""
+
+
+class Database(Strict):
+    """The data: a file of your own, which is only read, or rows that are made."""
+
+    kind: Literal["sqlite", "redis"]
+    """What it is."""
+    path: Path | None = None
+    """A file of your own, which is only read: a SQLite database, or a `dump.rdb`."""
+    rows: Annotated[int, Field(ge=100)] = 1000
+    """How many rows or keys are made where there is no `path`; at least 100."""
+    seed: int = 1
+    """The same seed makes the same rows."""
+
+
+class DatabaseTarget(Strict):
+    """A database that must be recoverable. The drill runs a copy of it in its sandbox."""
+
+    database: Database
+    engines: Annotated[tuple[str, ...], BeforeValidator(engine_names)] = ()
+    """`sqlite`; `redis_rdb`, `redis_aof`. One drill for each; left out: the first of the kind."""
+    increments: Annotated[int, Field(ge=3, le=100)] = 3
+    """3 to 100 backups after the first one, with changes between them."""
+    objectives: Objectives = Objectives()
+
+    @property
+    def not_kept(self) -> tuple[str, ...]:
+        return ()
+
+    @model_validator(mode="after")
+    def _engines_fit(self) -> Self:
+        known = ENGINES[self.database.kind]
+        unknown = [name for name in self.engines if name not in known]
+        if unknown:
+            raise ValueError(
+                f"engine {unknown[0]!r} does not back up {self.database.kind}; "
+                f"allowed: {', '.join(known)}"
+            )
+        if not self.engines:
+            return self.model_copy(update={"engines": known[:1]})
+        return self
+
+    def anchored(self, folder: Path) -> "DatabaseTarget":
+        """With a path that does not depend on where we are."""
+        if self.database.path is None:
+            return self
+        path = folder / self.database.path.expanduser()
+        return self.model_copy(update={"database": self.database.model_copy(update={"path": path})})
