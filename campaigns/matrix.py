@@ -26,7 +26,7 @@ from recovery_pipelines.plan import find_plan, load_plan
 from recovery_pipelines.sandbox import reap
 from recovery_pipelines.verdict import Verdict
 
-ENGINES = ("tar", "rsync", "restic", "borg")
+ENGINES = ("tar", "rsync", "restic", "borg", "sqlite", "redis_rdb", "redis_aof")
 _SIZE_BYTES = 1_000_000
 
 

@@ -18,7 +18,7 @@ def only_these_faults(patch: pytest.MonkeyPatch, *kinds: str) -> None:
     known = repository_faults()
     few = {kind: known[kind] for kind in kinds}
     patch.setattr("recovery_pipelines.matrix.trials.repository_faults", lambda: few)
-    patch.setattr("recovery_pipelines.matrix.trials.source_faults", dict)
+    patch.setattr("recovery_pipelines.matrix.bench.source_faults", dict)
 
 
 def rows_of(folder: Path, **changes: Any) -> pd.DataFrame:

@@ -11,6 +11,7 @@ from scipy.stats import beta
 
 from recovery_pipelines.build import build_definitions
 from recovery_pipelines.checks import CRITERIA, RecoveredState
+from recovery_pipelines.databases.opening import faults_of
 from recovery_pipelines.errors import EngineError, RecoveryError
 from recovery_pipelines.faults.base import Layer
 from recovery_pipelines.faults.catalogue import repository_faults
@@ -26,10 +27,12 @@ from recovery_pipelines.matrix.cells import (
     silent_restores,
     totals,
 )
-from recovery_pipelines.matrix.run import keep_rows, newest_rows
+from recovery_pipelines.matrix.run import keep_rows, newest_rows, trials
 from recovery_pipelines.matrix.trials import as_table, clean_trials, copy_trials, repository_trials
+from recovery_pipelines.plan.databases import KIND_OF
 from recovery_pipelines.reporting.collect import build_report
 from recovery_pipelines.reporting.render import render
+from recovery_pipelines.reporting.summary import summarize
 from recovery_pipelines.sandbox import Tree
 from recovery_pipelines.verdict import Verdict
 from tests.matrix_effects import only_these_faults
@@ -137,6 +140,19 @@ def test_the_interval_is_that_of_clopper_and_pearson(count: int, total: int) -> 
     assert high == pytest.approx(beta.ppf(0.975, count + 1, total - count) if count < total else 1)
 
 
+@pytest.mark.parametrize("engine", ["sqlite", "redis_aof"])
+def test_the_same_for_databases(engine: str, tmp_path: Path) -> None:
+    """All kinds: copies of a dump or a file come back without complaint, whatever is in them."""
+    if engine != "sqlite" and shutil.which("redis-server") is None:
+        pytest.skip("redis-server is not installed")
+    rows = trials(tmp_path, engine, SEED, 1_000_000)
+    for result in judge(rows):
+        assert result.verdict is Verdict.PASS, result.found
+    assert set(rows["kind"]) == {*repository_faults(), *faults_of(KIND_OF[engine]), "clean"}
+    assert faults(rows)["differs"].sum() > 15
+    assert {"bit_flip", "truncate", "swap_two_blocks"} & set(silent_restores(rows)["kind"])
+
+
 # --- it can fail ----------------------------------------------------------------------------
 
 
@@ -236,3 +252,24 @@ def test_the_report_says_what_was_noticed_or_that_nothing_was_tested(
         text = render(report, "detailed_report", form).decode()
         assert "0 missed in" in text and "overwritten_by_sibling 1 of 1 (1 caught by us)" in text
     assert "| tar | repository | verdict | 15 of 15 | 78.2 % to 100.0 % |" in text
+
+
+def test_missed_damage_makes_the_report_invalid(tmp_path: Path) -> None:
+    """Wrong data passed, so no PASS of the month can be trusted; a false alarm only shows."""
+    plan = make_plan(tmp_path)
+    path = plan.data_home / "detection_matrix" / f"{MONTH}.parquet"
+    rows = trials(tmp_path, "sqlite", SEED, 1_000_000)
+    missed_one = rows.copy()
+    missed_one.loc[_of(rows, "mode_changed"), "detected"] = False
+    alarmed = rows.copy()
+    alarmed.loc[rows["kind"] == "clean", "quick_check"] = "EngineError: lock"
+    for found, verdict, name in (
+        (rows, Verdict.UNVERIFIED, ""),
+        (alarmed, Verdict.UNVERIFIED, "no_false_alarms"),
+        (missed_one, Verdict.INVALID, "every_damage_caught"),
+    ):
+        keep_rows(path, found)
+        report = build_report(plan.data_home, plan, MONTH)
+        assert report.verdict is verdict
+        told = [text for text in summarize(report).attention if "detection matrix" in text]
+        assert bool(told) == bool(name) and all(name in text for text in told)

@@ -119,6 +119,19 @@ def test_records_and_reports_go_after_their_own_time(plan: Plan) -> None:
     assert verify(home).broken, "what is put back must be what was sealed"
 
 
+def test_old_rows_of_the_detection_matrix_go_and_the_newest_stay(plan: Plan) -> None:
+    folder = plan.data_home / "detection_matrix"
+    folder.mkdir()
+    old, young = (f"{at:%Y-%m}-01.parquet" for at in (START, TODAY - timedelta(days=60)))
+    (folder / old).write_text("rows")
+    prune(plan)
+    assert [path.name for path in folder.iterdir()] == [old], "there is none newer"
+    (folder / young).write_text("rows")
+    removal = prune(plan)
+    assert folder / old in removal.others
+    assert [path.name for path in folder.iterdir()] == [young]
+
+
 def test_forever_removes_nothing(plan: Plan) -> None:
     for_ever = make_plan(plan.data_home.parent, **{BULK: "forever"})
     assert prune(for_ever, now=clock(TODAY + timedelta(days=36500))).files == 0

@@ -1,17 +1,26 @@
 """What a drill needs of a database, whatever it is; and how two descriptions are compared."""
 
 import json
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 from typing import Any, ClassVar, Protocol
 
+from recovery_pipelines.faults.base import Family, InjectedFault, Layer
+
 Contents = dict[str, str]
 """By `kind name`: what it is. Of a table its rows: their count and a digest without order."""
 
 DATA_KINDS = ("rows", "sequence")
 PRIVILEGE = "privilege"
+_FAMILIES = {
+    "checksums_match": Family.CONTENT,
+    "permissions_correct": Family.METADATA,
+    "directory_structure_intact": Family.STRUCTURE,
+    "all_files_recovered": Family.STRUCTURE,
+}
 
 
 class Database(Protocol):
@@ -53,6 +62,28 @@ class DatabaseFault:
     """The criterion that must fail."""
     inject: Callable[[Any, Random], str]
     """Does it to an open database; returns what was done, or nothing if there is no place."""
+
+    @property
+    def family(self) -> Family:
+        """What it damages."""
+        return _FAMILIES[self.caught_by]
+
+    def done(
+        self, kind: str, layer: Layer, detail: str, before: Contents, after: Contents
+    ) -> InjectedFault:
+        """The record of a damage, from the descriptions before and after it."""
+        changed = differences(before, after)
+        return InjectedFault(
+            kind=kind,
+            layer=layer,
+            family=self.family,
+            path=os.fsencode(next(iter(changed), "")),
+            detail=detail,
+            before="; ".join(before.get(name, "absent")[:200] for name in changed),
+            after="; ".join(after.get(name, "absent")[:200] for name in changed),
+            changes_data=bool(changed),
+            caught_by=(self.caught_by,),
+        )
 
 
 def differences(expected: Mapping[str, str], found: Mapping[str, str]) -> dict[str, str]:

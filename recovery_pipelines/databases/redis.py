@@ -276,6 +276,7 @@ def _flush(database: RedisDatabase, rng: Random) -> str:
 
 def _add_user(database: RedisDatabase, rng: Random) -> str:
     database.client.execute_command("ACL", "SETUSER", "stranger", "on", "nopass", "~*", "+@all")
+    database.client.execute_command("ACL", "SAVE")
     return "a user who may do everything was added"
 
 

@@ -4,7 +4,6 @@ The database lives in the sandbox. What it should hold is described row by row a
 a restored one is opened, read whole and compared before it takes the place of the damaged one.
 """
 
-import os
 from collections import Counter
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
@@ -37,16 +36,9 @@ from recovery_pipelines.drills.preparation import prepare
 from recovery_pipelines.drills.run import DrillRun
 from recovery_pipelines.engines.base import Snapshot, size_bytes
 from recovery_pipelines.errors import DatabaseError
-from recovery_pipelines.faults.base import Family, InjectedFault, Layer
+from recovery_pipelines.faults.base import Layer
 from recovery_pipelines.sandbox import Tree
 from recovery_pipelines.verdict import CheckResult, Verdict
-
-_FAMILIES = {
-    "checksums_match": Family.CONTENT,
-    "permissions_correct": Family.METADATA,
-    "directory_structure_intact": Family.STRUCTURE,
-    "all_files_recovered": Family.STRUCTURE,
-}
 
 
 @dataclass
@@ -234,19 +226,7 @@ def _inject_faults(run: DrillRun, live: _Live) -> list[dict[str, object]]:
             run.left_out.append(f"fault {kind}: the data has no place for it")
             continue
         after = database.describe()
-        changed = differences(before, after)
-        fault = InjectedFault(
-            kind=kind,
-            layer=Layer.SOURCE,
-            family=_FAMILIES[planned.caught_by],
-            path=os.fsencode(next(iter(changed), "")),
-            detail=done,
-            before="; ".join(before.get(name, "absent")[:200] for name in changed),
-            after="; ".join(after.get(name, "absent")[:200] for name in changed),
-            changes_data=bool(changed),
-            caught_by=(planned.caught_by,),
-        )
-        faults.append(asdict(fault))
+        faults.append(asdict(planned.done(kind, Layer.SOURCE, done, before, after)))
         before = after
     run.journal(event=f"injected {len(faults)} faults")
     return faults

@@ -126,7 +126,8 @@ def _find(plan: Plan, chain: Chain, now: datetime) -> Removal:
             removal.bytes += (home / str(entry.folder) / name).stat().st_size
     removal.others = [
         *(path for drill, month in sorted(months - young) for path in _values(home, drill, month)),
-        *_old_reports(home, now, records),
+        *_old_months(home / "reports", now, records),
+        *_old_months(home / "detection_matrix", now, bulk),
     ]
     removal.bytes += sum(_size(path) for path in removal.others)
     return removal
@@ -169,11 +170,10 @@ def _values(home: Path, drill: str, month: str) -> list[Path]:
     return sorted((home / "assets" / drill).glob(f"*/{month}.parquet"))
 
 
-def _old_reports(home: Path, now: datetime, days: float) -> list[Path]:
-    """Months of reports whose last day is too long ago; never the newest."""
-    folder = home / "reports"
-    months = sorted(p for p in folder.glob("*") if _MONTH.fullmatch(p.name) and p.is_dir())
-    return [path for path in months[:-1] if (now - _end_of(path.name)).days > days]
+def _old_months(folder: Path, now: datetime, days: float) -> list[Path]:
+    """What is kept by month and whose month ended too long ago; never the newest."""
+    months = sorted(path for path in folder.glob("*") if _MONTH.fullmatch(path.stem))
+    return [path for path in months[:-1] if (now - _end_of(path.stem)).days > days]
 
 
 def _end_of(month: str) -> datetime:

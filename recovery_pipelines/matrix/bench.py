@@ -1,19 +1,35 @@
 """A real repository to damage: a full backup and increments, and the truth about each of them."""
 
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from recovery_pipelines import manifest
-from recovery_pipelines.checks import RecoveredState, capture_facts, examine, read_facts
+from recovery_pipelines.checks import (
+    CRITERIA,
+    RecoveredState,
+    capture_facts,
+    examine,
+    read_facts,
+    run_checks,
+)
 from recovery_pipelines.dataset import build_dataset, change_dataset, copy_tree
 from recovery_pipelines.engines.base import Engine, Snapshot, engine_class
-from recovery_pipelines.matrix.truth import Truth, look
+from recovery_pipelines.faults.base import Fault
+from recovery_pipelines.faults.catalogue import source_faults
+from recovery_pipelines.matrix.truth import look
 from recovery_pipelines.sandbox import Sandbox, Tree
 
+Row = dict[str, Any]
+
+APPLICATIONS = ("files_accessible", "applications_functional")
+"""The criteria that use the data as their owners and applications do."""
+FROM_MANIFEST = tuple(name for name in CRITERIA if name not in APPLICATIONS)
 INCREMENTS = 2
-_TOOL_TIMEOUT_SECONDS = 120.0
+TOOL_TIMEOUT_SECONDS = 120.0
 _COPY_TIMEOUT_SECONDS = 300.0
 
 
@@ -26,7 +42,7 @@ class Bench:
     engine: Engine
     sandbox: Sandbox
     ledger: list[Snapshot]
-    truths: list[Truth]
+    truths: list[Any]
     """What each generation really was, oldest first."""
 
     @property
@@ -46,6 +62,32 @@ class Bench:
         tree = self.sandbox.tree("restored")
         refill(tree, self.sandbox.tree("sound-copy"))
         return tree
+
+    def copy_faults(self) -> Mapping[str, Fault]:
+        """What can be done to a restored copy, by kind."""
+        return source_faults()
+
+    def examined(self, tree: Tree, generation: int) -> Row:
+        """What the drill's criteria say of `tree`, when it should be that generation.
+
+        `generation differs` (truth), `detected` (manifest), `kinds` of differences, one verdict
+        per criterion, and the seconds that it took.
+        """
+        began = time.monotonic()
+        state = self.examine(tree, generation)
+        compared = time.monotonic()
+        from_manifest = run_checks(list(FROM_MANIFEST), state)
+        judged = time.monotonic()
+        used = run_checks(list(APPLICATIONS), state)
+        return {
+            "generation": generation,
+            "differs": look(tree.path) != self.truths[generation],
+            "detected": not state.comparison.identical,
+            "kinds": sorted(state.comparison.counts),
+            **{result.name: str(result.verdict) for result in (*from_manifest, *used)},
+            "manifest_seconds": compared - began,
+            "applications_seconds": time.monotonic() - judged,
+        }
 
     def examine(self, tree: Tree, generation: int) -> RecoveredState:
         """`tree` as a drill looks at it, when it should be that generation."""
@@ -68,14 +110,14 @@ def open_bench(home: Path, engine_name: str, seed: int, size_bytes: int) -> Iter
         engine = make(
             sandbox.tree("repository").path,
             sandbox.tree("engine").path,
-            timeout_seconds=_TOOL_TIMEOUT_SECONDS,
+            timeout_seconds=TOOL_TIMEOUT_SECONDS,
             environment=sandbox.environment,
         )
         live = sandbox.tree("live")
         build_dataset(live, size_bytes=size_bytes, seed=seed)
         engine.init()
         ledger: list[Snapshot] = []
-        truths: list[Truth] = []
+        truths: list[Any] = []
         for generation in range(INCREMENTS + 1):
             if generation:
                 change_dataset(live, seed=1000 * seed + generation)

@@ -7,7 +7,8 @@ from scipy.stats import binomtest
 
 from recovery_pipelines.checks import CRITERIA
 from recovery_pipelines.faults.base import Layer
-from recovery_pipelines.matrix.trials import APPLICATIONS, CLEAN, OK
+from recovery_pipelines.matrix.bench import APPLICATIONS
+from recovery_pipelines.matrix.trials import CLEAN, OK
 from recovery_pipelines.verdict import CheckResult, Verdict
 
 Rows = pd.DataFrame

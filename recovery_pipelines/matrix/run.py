@@ -10,8 +10,10 @@ import pandas as pd
 from recovery_pipelines.errors import RecoveryError
 from recovery_pipelines.files import replacing
 from recovery_pipelines.matrix.bench import open_bench
+from recovery_pipelines.matrix.databases import open_database_bench
 from recovery_pipelines.matrix.trials import as_table, clean_trials, copy_trials, repository_trials
 from recovery_pipelines.plan import Plan
+from recovery_pipelines.plan.databases import KIND_OF as DATABASE_ENGINES
 from recovery_pipelines.plan.matrix import DetectionMatrix
 from recovery_pipelines.sandbox import exclusive
 
@@ -49,7 +51,10 @@ def trials(
     progress: Callable[[str], None] = log.info,
 ) -> pd.DataFrame:
     """Every kind of fault once, in a repository made for it, and the clean trials beside them."""
-    with open_bench(home, engine, seed, size_bytes) as bench:
+    is_database = engine in DATABASE_ENGINES
+    with (open_database_bench if is_database else open_bench)(
+        home, engine, seed, size_bytes
+    ) as bench:
         version = bench.engine.version()
         rows = [*clean_trials(bench), *repository_trials(bench), *copy_trials(bench)]
     progress(f"detection matrix: {engine}, seed {seed}: {len(rows)} trials")

@@ -4,28 +4,21 @@ Whether data really differ is never asked of the code under test, but of `truth`
 """
 
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from functools import partial
-from typing import Any
 
 import pandas as pd
 
-from recovery_pipelines.checks import CRITERIA, run_checks
+from recovery_pipelines.checks import CRITERIA
 from recovery_pipelines.errors import DrillTimeout, EngineError
 from recovery_pipelines.faults.base import Fault, Layer
-from recovery_pipelines.faults.catalogue import inject, repository_faults, source_faults
-from recovery_pipelines.matrix.bench import Bench
-from recovery_pipelines.matrix.truth import look
+from recovery_pipelines.faults.catalogue import inject, repository_faults
+from recovery_pipelines.matrix.bench import Bench, Row
 from recovery_pipelines.sandbox import Tree
 from recovery_pipelines.verdict import Verdict
 
-Row = dict[str, Any]
-
 CLEAN = "clean"
 """The layer and the kind of a trial without a fault."""
-APPLICATIONS = ("files_accessible", "applications_functional")
-"""The criteria that use the data as their owners and applications do."""
-FROM_MANIFEST = tuple(name for name in CRITERIA if name not in APPLICATIONS)
 OK = "ok"
 _COLUMNS = ("quick_check", "full_check", "restore", "differs", "detected", "caught_by")
 
@@ -61,11 +54,11 @@ def copy_trials(bench: Bench, kinds: Collection[str] | None = None) -> Iterator[
 
     The tool has no say here: `differs` (truth), `detected` (manifest), one verdict per criterion.
     """
-    for fault in _chosen(source_faults(), kinds):
+    for fault in _chosen(bench.copy_faults(), kinds):
         copy = bench.fresh_copy()
         row = _planted(bench, fault, copy, Layer.RESTORED_COPY)
         if row["place_found"]:
-            row |= _examined(bench, copy, bench.newest)
+            row |= bench.examined(copy, bench.newest)
         yield row
 
 
@@ -76,7 +69,7 @@ def clean_trials(bench: Bench) -> Iterator[Row]:
         yield row | _asked(bench) | _restored(bench, generation)
 
 
-def _chosen(known: dict[str, Fault], kinds: Collection[str] | None) -> list[Fault]:
+def _chosen(known: Mapping[str, Fault], kinds: Collection[str] | None) -> list[Fault]:
     return [fault for kind, fault in known.items() if kinds is None or kind in kinds]
 
 
@@ -118,25 +111,7 @@ def _restored(bench: Bench, generation: int) -> Row:
     tree = bench.sandbox.tree("restored")
     tree.clear()
     restore = partial(bench.engine.restore, bench.ledger[generation], tree.path)
-    return _timed("restore", restore) | _examined(bench, tree, generation)
-
-
-def _examined(bench: Bench, tree: Tree, generation: int) -> Row:
-    began = time.monotonic()
-    state = bench.examine(tree, generation)
-    compared = time.monotonic()
-    from_manifest = run_checks(list(FROM_MANIFEST), state)
-    judged = time.monotonic()
-    used = run_checks(list(APPLICATIONS), state)
-    return {
-        "generation": generation,
-        "differs": look(tree.path) != bench.truths[generation],
-        "detected": not state.comparison.identical,
-        "kinds": sorted(state.comparison.counts),
-        **{result.name: str(result.verdict) for result in (*from_manifest, *used)},
-        "manifest_seconds": compared - began,
-        "applications_seconds": time.monotonic() - judged,
-    }
+    return _timed("restore", restore) | bench.examined(tree, generation)
 
 
 def _is_right(row: Row) -> bool:

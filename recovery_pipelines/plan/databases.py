@@ -10,6 +10,7 @@ from recovery_pipelines.plan.targets import Objectives, engine_names
 
 ENGINES = {"sqlite": ("sqlite",), "redis": ("redis_rdb", "redis_aof")}
 """The backup tools of each kind of database, the usual one first."""
+KIND_OF = {engine: kind for kind, engines in ENGINES.items() for engine in engines}
 
 
 class Database(Strict):

@@ -86,6 +86,9 @@ def build_report(home: Path, plan: Plan, month: str) -> Report:
     missing = [name for name in names if name not in {drill.name for drill in drills}]
     evidence = chain.evidence([Path(folder) for folder in of_month["folder"]])
     unproven = [Verdict.UNVERIFIED] if missing or evidence.doubts else []
+    matrix = _detection_matrix(home, month)
+    if isinstance(matrix, DetectionMatrix) and any(each.is_blind for each in matrix.checks):
+        unproven.append(Verdict.INVALID)
     verdicts = _verdicts(history)
     gaps = missed_months(history)
     return Report(
@@ -104,7 +107,7 @@ def build_report(home: Path, plan: Plan, month: str) -> Report:
         if wanted.anomaly_detection
         else Unavailable(why="anomaly_detection is off in the plan"),
         detection=_detection(contents),
-        detection_matrix=_detection_matrix(home, month),
+        detection_matrix=matrix,
         fault_coverage=_fault_coverage(contents),
         not_tested=_not_tested(drills, missing, plan),
         recommendations=_recommendations(home, plan, month)

@@ -238,6 +238,11 @@ class MatrixCheck(_Part):
     verdict: Verdict
     found: Text
 
+    @property
+    def is_blind(self) -> bool:
+        """Wrong data passed: what the drills call PASS cannot be trusted."""
+        return self.name == "every_damage_caught" and self.verdict is Verdict.FAIL
+
 
 class DetectionMatrix(_Part):
     """The newest detection matrix: damage planted in generated data, and who noticed it."""

@@ -99,6 +99,10 @@ def _attention(report: Report) -> Iterable[str]:
                 f"At its present growth {trend.drill} breaks its RTO in "
                 f"{month_name(trend.broken_from)}."
             )
+    if not isinstance(report.detection_matrix, Unavailable):
+        for check in report.detection_matrix.checks:
+            if check.verdict is Verdict.FAIL:
+                yield f"The detection matrix says {check.name} is FAIL: {check.found}."
     if report.evidence.state == "broken":
         yield "The chain of evidence is broken: what it says can no longer be relied on."
     if lost := report.failed_messages:
