@@ -107,7 +107,7 @@ def test_dagster_finds_the_code_location_from_the_repository_root() -> None:
 
 def test_the_engine_runs_without_dagster() -> None:
     code = (
-        "import sys; import recovery_pipelines.drills.data_recovery as d; "
+        "import sys; import recovery_pipelines.drills.recoveries as d; "
         "assert 'dagster' not in sys.modules; print(d.carry_out.__name__)"
     )
     assert "carry_out" in run(sys.executable, "-c", code, cwd=PROJECT)

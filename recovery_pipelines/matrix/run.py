@@ -3,17 +3,18 @@
 import hashlib
 import logging
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pandas as pd
 
 from recovery_pipelines.errors import RecoveryError
 from recovery_pipelines.files import replacing
-from recovery_pipelines.matrix.bench import open_bench
+from recovery_pipelines.matrix.bench import Bench, open_bench
 from recovery_pipelines.matrix.databases import open_database_bench
 from recovery_pipelines.matrix.trials import as_table, clean_trials, copy_trials, repository_trials
 from recovery_pipelines.plan import Plan
-from recovery_pipelines.plan.databases import KIND_OF as DATABASE_ENGINES
+from recovery_pipelines.plan.databases import KIND_OF
 from recovery_pipelines.plan.matrix import DetectionMatrix
 from recovery_pipelines.sandbox import exclusive
 
@@ -51,10 +52,10 @@ def trials(
     progress: Callable[[str], None] = log.info,
 ) -> pd.DataFrame:
     """Every kind of fault once, in a repository made for it, and the clean trials beside them."""
-    is_database = engine in DATABASE_ENGINES
-    with (open_database_bench if is_database else open_bench)(
-        home, engine, seed, size_bytes
-    ) as bench:
+    opened: Callable[..., AbstractContextManager[Bench]] = (
+        open_database_bench if engine in KIND_OF else open_bench
+    )
+    with opened(home, engine, seed, size_bytes) as bench:
         version = bench.engine.version()
         rows = [*clean_trials(bench), *repository_trials(bench), *copy_trials(bench)]
     progress(f"detection matrix: {engine}, seed {seed}: {len(rows)} trials")
