@@ -23,7 +23,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import xxhash
 
-from recovery_pipelines.databases.sqlite import rows_digest, tables
+from recovery_pipelines.databases.sqlite import quoted, rows_digest, tables
 from recovery_pipelines.sandbox import Tree
 
 _MAGIC_BYTES = 16
@@ -113,7 +113,8 @@ def _sqlite_facts(file: BinaryIO, tree: Tree, path: bytes) -> str:
         schema = connection.execute("SELECT type, name, tbl_name, sql FROM sqlite_schema")
         parts = [f"schema {rows_digest(schema)}"]
         for name in tables(connection):
-            parts.append(f"{name!a} {rows_digest(connection.execute(f'select * from {name}'))}")
+            rows = connection.execute(f"SELECT * FROM {quoted(name)}")
+            parts.append(f"{name!a} {rows_digest(rows)}")
     return "; ".join(parts)
 
 

@@ -59,12 +59,12 @@ def rows_digest(rows: Iterator[object]) -> str:
 
 
 def tables(connection: sqlite3.Connection) -> list[str]:
-    """Quoted names of all tables that hold rows."""
+    """Names of all tables that hold rows."""
     names = connection.execute(
         "select name from pragma_table_list"
         " where schema = 'main' and type in ('table', 'shadow') order by name"
     )
-    return [_quoted(name) for (name,) in names.fetchall()]
+    return [name for (name,) in names.fetchall()]
 
 
 class SqliteDatabase:
@@ -90,7 +90,7 @@ class SqliteDatabase:
     def change(self, seed: int) -> None:
         """New rows, and a few changed and removed, in a table of our own where the data is not."""
         rng = Random(seed)
-        if '"member"' not in tables(self._connection):
+        if "member" not in tables(self._connection):
             create = "create table if not exists recovery_changes (id integer primary key, what)"
             self._connection.execute(create)
             what = [(rng.randbytes(16),) for _ in range(20)]
@@ -113,8 +113,8 @@ class SqliteDatabase:
                 )
             }
             for table in tables(self._connection):
-                rows = self._connection.execute(f"select * from {table}")
-                found[f"rows {table}"] = rows_digest(rows)
+                rows = self._connection.execute(f"select * from {quoted(table)}")
+                found[f"rows {quoted(table)}"] = rows_digest(rows)
             for name in _SETTINGS:
                 found[f"setting {name}"] = str(
                     self._connection.execute(f"pragma {name}").fetchone()
@@ -148,7 +148,7 @@ class SqliteDatabase:
     def objects(self, kind: str) -> list[str]:
         """Quoted names of the schema's objects of one kind that can be dropped."""
         return [
-            _quoted(name)
+            quoted(name)
             for (name,) in self._connection.execute(
                 "select name from sqlite_schema where type = ? and sql is not null"
                 " and name not like 'sqlite_%' order by name",
@@ -161,7 +161,7 @@ class SqliteDatabase:
         rows = self._connection.execute(
             f"select name from pragma_table_info({_text(table)}) where not pk"
         )
-        return [_quoted(name) for (name,) in rows]
+        return [quoted(name) for (name,) in rows]
 
     def _insert(self, rows: int, rng: Random) -> None:
         values = [
@@ -191,7 +191,7 @@ def _explained(file: Path) -> Iterator[None]:
         raise DatabaseError(f"SQLite cannot read {file}: {error}") from error
 
 
-def _quoted(name: str) -> str:
+def quoted(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
 
 
