@@ -10,6 +10,7 @@ import pytest
 
 from recovery_pipelines.drills import volume_destroyed as steps
 from recovery_pipelines.drills.lifecycle import open_drill
+from recovery_pipelines.drills.scenarios import carry_out_steps
 from recovery_pipelines.drills.system import system_of
 from recovery_pipelines.engines.pgbackrest import segments
 from recovery_pipelines.errors import EngineError, MissingCapability
@@ -146,6 +147,26 @@ def test_damaged_backups_are_found_out_and_sound_ones_restore(tmp_path: Path) ->
         steps.validate_restoration(run)
         bad = [check for check in run.checks if check.verdict is not Verdict.PASS]
         assert run.published and not bad, bad
+
+
+def test_a_store_that_comes_back_empty_is_found_out(tmp_path: Path) -> None:
+    """Its backup succeeds, and all that is lost is younger than the seconds it may lose."""
+    cache = {
+        "kind": "redis",
+        "volume_may_lose_seconds": 3600,
+        "settings": {"appendonly": "no"},
+    }
+    try:
+        require_namespaces()
+        find_tool("restic")
+        find_tool("redis-server")
+    except MissingCapability as error:
+        pytest.skip(str(error))
+    spec = spec_of(tmp_path, **{SERVICES: {"cache": cache}, RECOVERIES: ["volume_destroyed"]})
+    record = carry_out_steps(spec, MONTH, "run")
+    found = next(check for check in record.checks if check.name == "checksums_match")
+    assert found.verdict is record.verdict is Verdict.FAIL, record.reason
+    assert "also from before its backup" in found.found
 
 
 def test_an_archive_that_keeps_nothing_is_an_error(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ Observing asks the real services; judging is pure. A criterion that had nothing 
 UNVERIFIED, never PASS.
 """
 
+import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -34,6 +35,8 @@ class Promise:
     may_lose_seconds: Mapping[str, float]
     """By store: how old acknowledged writes may be that are lost."""
     response_seconds: float
+    backed_up_at: Mapping[str, float] = field(default_factory=dict)
+    """By store: nothing that was acknowledged before this monotonic time may be lost."""
     loss_is_unproven: str = ""
     """Why a loss could not have shown; empty if it could."""
 
@@ -126,7 +129,11 @@ def _checksums_match(seen: Observed, promise: Promise) -> _Judgement:
             lost += f" ({rows.lost_seconds:.2f} s, {rows.holes} in the middle)"
         told.append(f"{lost}, {rows.wrong} wrong" if rows.wrong else lost)
         allowed = promise.may_lose_seconds.get(name, 0)
-        if rows.wrong or rows.holes or rows.lost_seconds > allowed:
+        backed_up_at = promise.backed_up_at.get(name, -math.inf)
+        in_backup = rows.first_lost_at is not None and rows.first_lost_at < backed_up_at
+        if in_backup:
+            told[-1] += ", also from before its backup"
+        if rows.wrong or rows.holes or rows.lost_seconds > allowed or in_backup:
             broken.append(name)
     found = "; ".join(told) or "no store could be read"
     if broken:

@@ -1,6 +1,7 @@
 """The scenario `complete_system_failure`: everything goes down at once, and must come back."""
 
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 
 import pandas as pd
@@ -135,7 +136,9 @@ def stop_all(run: DrillRun, system: System) -> pd.DataFrame:
     return table
 
 
-def promise_of(spec: DrillSpec, loss_is_unproven: str = "") -> Promise:
+def promise_of(
+    spec: DrillSpec, loss_is_unproven: str = "", backed_up_at: Mapping[str, float] | None = None
+) -> Promise:
     """What the plan promises of the drill's target."""
     stack = spec.stack
     volume_lost = spec.engine == VOLUME_DESTROYED
@@ -145,12 +148,17 @@ def promise_of(spec: DrillSpec, loss_is_unproven: str = "") -> Promise:
             for name, service in stack.services.items()
         },
         response_seconds=stack.response_seconds,
+        backed_up_at=backed_up_at or {},
         loss_is_unproven=loss_is_unproven,
     )
 
 
 def judge_system(
-    run: DrillRun, system: System, at: float, loss_is_unproven: str = ""
+    run: DrillRun,
+    system: System,
+    at: float,
+    loss_is_unproven: str = "",
+    backed_up_at: Mapping[str, float] | None = None,
 ) -> pd.DataFrame:
     """Look at services and data, compare with what was acknowledged until `at` (monotonic), let
     clients work again, and judge the plan's criteria.
@@ -163,7 +171,8 @@ def judge_system(
     measure_loss(run, seen)
     if run.published:
         seen, table = measure_responses(run, system, seen)
-    conclude(run, system, seen, promise_of(run.spec, loss_is_unproven), acknowledged, at)
+    promise = promise_of(run.spec, loss_is_unproven, backed_up_at)
+    conclude(run, system, seen, promise, acknowledged, at)
     run.keep("answers_after", table)
     return table
 

@@ -24,10 +24,7 @@ from recovery_pipelines.drills.preparation import prepare
 from recovery_pipelines.drills.run import DrillRun
 from recovery_pipelines.drills.service_checks import FEWEST_ANSWERS
 from recovery_pipelines.drills.system import System, answer_table, system_of
-from recovery_pipelines.drills.system_failure import (
-    judge_system,
-    stop_all,
-)
+from recovery_pipelines.drills.system_failure import judge_system, stop_all
 from recovery_pipelines.engines.base import Snapshot
 from recovery_pipelines.engines.pgbackrest import Cluster, PgBackRest
 from recovery_pipelines.engines.restic import ResticEngine
@@ -120,6 +117,8 @@ class Backups:
     restic: _MachineRestic
     files: dict[str, Snapshot] = field(default_factory=dict)
     """By service: the backup of its directory."""
+    backed_up_at: dict[str, float] = field(default_factory=dict)
+    """By service: what was acknowledged before this monotonic time is in its last backup."""
     token: str = ""
     """What the old volume held in a file of its own."""
     problems: dict[str, str] = field(default_factory=dict)
@@ -228,7 +227,8 @@ def validate_restoration(run: DrillRun) -> pd.DataFrame:
     table = pd.DataFrame()
     with run.stage("validate_restoration") as wanted:
         if wanted and (system := system_of(run)).cut and run.damaged_at is not None:
-            table = judge_system(run, system, run.damaged_at)
+            backed_up_at = _backups_of(run).backed_up_at
+            table = judge_system(run, system, run.damaged_at, backed_up_at=backed_up_at)
         run.keep("checks", pd.DataFrame(run.checks))
     return table
 
@@ -320,12 +320,15 @@ def _back_up(run: DrillRun, backups: Backups) -> None:
             database.snapshots.append(made)
             _note(run, "pgbackrest", made)
     for service in backups.with_files:
+        unsynced_seconds = run.spec.stack.services[service.name].may_lose_seconds
+        backups.backed_up_at[service.name] = time.monotonic() - unsynced_seconds
         with run.working(f"backup of {service.name}"), _still(system, service):
             made = backups.restic.backup(service.data, None)
         backups.files[service.name] = made
         _note(run, "restic", made)
     for database in backups.databases:
         database.restore_point = f"recovery-{run.seed('restore point'):x}"
+        backups.backed_up_at[database.service.name] = time.monotonic()
         with run.working(f"restore point of {database.service.name} archived") as working:
             told = _ask_contents(system, database.service, "mark", database.restore_point)
             database.expected, database.segment = told["contents"], told["segment"]
