@@ -775,6 +775,37 @@ def test_a_process_that_reuses_a_leased_id_is_not_killed(home: Path) -> None:
         bystander.wait()
 
 
+def test_a_process_that_has_no_environment_yet_is_waited_for(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While a program is loaded: so it is here at the first two looks, and at times in truth."""
+    read, looks = Path.read_bytes, Counter[Path]()
+
+    def two_looks_too_early(path: Path) -> bytes:
+        looks[path] += 1
+        return b"" if path.name == "environ" and looks[path] <= 2 else read(path)
+
+    with Sandbox.create(home, "x") as sandbox:
+        for early in (two_looks_too_early, *(read,) * 40):
+            child = subprocess.Popen(["sleep", "600"], env=os.environ | sandbox.environment)
+            monkeypatch.setattr(lease_module, "_pids", lambda pid=child.pid: [pid])
+            monkeypatch.setattr(Path, "read_bytes", early)
+            assert lease_module.kill_strays(sandbox.token) == [child.pid]
+            assert child.wait(10) == -signal.SIGKILL
+            looks.clear()
+
+
+def test_a_process_without_any_environment_is_not_waited_for(home: Path) -> None:
+    with Sandbox.create(home, "x") as sandbox:
+        bystander = subprocess.Popen(["sleep", "600"], env={}, stdout=subprocess.PIPE)
+        try:
+            assert lease_module.kill_strays(sandbox.token) == []
+            assert bystander.poll() is None
+        finally:
+            bystander.kill()
+            bystander.communicate()
+
+
 def test_reapers_at_once_share_the_work(home: Path) -> None:
     sandboxes = [Sandbox.create(home, f"dead-{number}") for number in range(20)]
     for sandbox in sandboxes:

@@ -27,6 +27,8 @@ from recovery_pipelines.files import sync
 
 ENVIRONMENT_NAME = "RECOVERY_LEASE"
 _KILL_TIMEOUT_SECONDS = 10.0
+_WITHOUT_MEMORY = 0x4 | 0x00200000
+"""Flags of a process that is exiting, or is a thread of the kernel."""
 
 _held_fds: set[int] = set()
 
@@ -264,7 +266,8 @@ def kill_process(resource: Resource) -> bool:
 def kill_strays(token: str) -> list[int]:
     """Kill every process whose environment carries the lease's token; returns their ids.
 
-    Only what may be read counts: as root all processes, else our own.
+    Only what may be read counts: as root all processes, else our own. Raises SandboxError if one
+    does not end, or gets no environment to be told by.
     """
     killed: list[int] = []
     while True:
@@ -276,11 +279,16 @@ def kill_strays(token: str) -> list[int]:
 
 def start_time(pid: int) -> int:
     """When a process started, in clock ticks since boot; ProcessLookupError if it is gone."""
+    return int(_status(pid)[19])
+
+
+def _status(pid: int) -> list[bytes]:
+    """The fields of /proc/<pid>/stat, from the state on; ProcessLookupError if it is gone."""
     try:
         content = Path(f"/proc/{pid}/stat").read_bytes()
     except FileNotFoundError:
         raise ProcessLookupError(pid) from None
-    return int(content.rpartition(b")")[2].split()[19])
+    return content.rpartition(b")")[2].split()
 
 
 def private_directory(home: Path, name: str) -> Path:
@@ -309,12 +317,36 @@ def _kill_if_stray(pid: int, token: str) -> bool:
     except OSError:
         return False
     try:
-        environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+        environment = _environment(pid)
         return f"{ENVIRONMENT_NAME}={token}".encode() in environment and _kill(pidfd, pid)
     except (FileNotFoundError, ProcessLookupError, PermissionError):
         return False
     finally:
         os.close(pidfd)
+
+
+def _environment(pid: int) -> list[bytes]:
+    """The variables that a process was started with.
+
+    While a program is being loaded, the process has none yet and could be anyone's: waited for.
+    """
+    deadline = time.monotonic() + _KILL_TIMEOUT_SECONDS
+    while not (content := Path(f"/proc/{pid}/environ").read_bytes()) and not _has_none(pid):
+        if time.monotonic() > deadline:
+            raise SandboxError(
+                f"process {pid} has not got its environment within {_KILL_TIMEOUT_SECONDS:.0f} s: "
+                "whose it is cannot be told"
+            )
+        time.sleep(0.001)
+    return content.split(b"\0")
+
+
+def _has_none(pid: int) -> bool:
+    """Whether a process will never have an environment: it ends, is the kernel's, or got an empty
+    one (which has a place in memory; one that is not there yet has none)."""
+    fields = _status(pid)
+    state, flags, begins, ends = fields[0], int(fields[6]), int(fields[47]), int(fields[48])
+    return state in (b"Z", b"X") or bool(flags & _WITHOUT_MEMORY) or begins == ends != 0
 
 
 def _kill(pidfd: int, pid: int) -> bool:
