@@ -121,6 +121,12 @@ def test_a_drill_that_did_other_work_gives_no_times(tmp_path: Path, verdict: str
     months = months_of(tmp_path)
     assert months[list(METRICS)].isna().all(axis=None)
     assert not months["proven"].any()
+    assert set(analysis.compare_with_baseline(months)["outcome"]) <= {"no value"}
+
+
+def test_a_history_of_killed_drills_is_compared_with_nothing(tmp_path: Path) -> None:
+    (leave_record(tmp_path, 0) / "record.json").unlink()
+    assert list(analysis.compare_with_baseline(months_of(tmp_path))["outcome"]) == []
 
 
 def no_json(folder: Path) -> None:

@@ -113,6 +113,7 @@ def test_a_drill_whose_host_died_ends_as_failed_and_frees_its_slot(tmp_path: Pat
         assert sandboxes(dev), "SIGKILL leaves the sandbox behind"
         dev.start()
         assert dev.finished(run_id).is_failure
+        wait_for(lambda: messages(dev, "failed"), 90, "the month's other drills to be stopped")
         again = dev.launch("incremental_recovery_tar", MONTH)
         assert dev.finished(again, 300).is_success
         assert sandboxes(dev) == [], "the next start removed what the killed drill left"

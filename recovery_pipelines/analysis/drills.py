@@ -30,6 +30,7 @@ HORIZON_MONTHS = 24
 """How far ahead growth is followed; beyond that a line through monthly drills says nothing."""
 
 _MAX_PASSES = 100_000
+_TYPICAL = ("typical", "typical_low", "typical_high", "next_limit")
 
 
 # --- what the drills prove ----------------------------------------------------------------
@@ -113,20 +114,23 @@ def compare_with_baseline(
                 **_typical(baseline),
             }
         )
-    return pd.DataFrame(rows)
+    columns = (
+        *("drill", "metric", "month", "value", "outcome", "baseline_drills"),
+        *("p_value", "q_value", *_TYPICAL),
+    )
+    return pd.DataFrame(rows, columns=columns)
 
 
 def _typical(logs: Floats) -> dict[str, float]:
     """Geometric mean with its t interval, and the t prediction limit of one more value."""
-    names = ("typical", "typical_low", "typical_high", "next_limit")
     count = len(logs)
     if count < MINIMUM_DRILLS:
-        return dict.fromkeys(names, float("nan"))
+        return dict.fromkeys(_TYPICAL, float("nan"))
     mean, deviation = logs.mean(), logs.std(ddof=1)
     half = stats.t.ppf((1 + CONFIDENCE) / 2, count - 1) * deviation / np.sqrt(count)
     ahead = stats.t.ppf(CONFIDENCE, count - 1) * deviation * np.sqrt(1 + 1 / count)
     found = np.exp([mean, mean - half, mean + half, mean + ahead])
-    return dict(zip(names, map(float, found), strict=True))
+    return dict(zip(_TYPICAL, map(float, found), strict=True))
 
 
 def expected_ranges(months: pd.DataFrame, said: Sequence[Acknowledgement] = ()) -> pd.DataFrame:
