@@ -490,6 +490,26 @@ def test_an_acknowledged_level_is_the_new_normal(tmp_path: Path) -> None:
     assert typical == pytest.approx(200, rel=0.2)
 
 
+def test_what_was_known_at_a_months_end_is_what_the_months_until_then_say(tmp_path: Path) -> None:
+    """Recommendations judge a history once, and look at each month's end by `until`."""
+    shifted(tmp_path, after=4)
+    leave_record(tmp_path, 16, recovery_seconds=900.0, cpu_seconds=7.0)
+    command(tmp_path, "acknowledge", DRILL, "recovery_seconds", label(14), *ANSWER)
+    months, said = months_of(tmp_path), read_acknowledgements(tmp_path)
+    every = list(analysis.series_of(months, said))
+    assert len(analysis.anomalies(months, said)) > 1
+    for position in range(17):
+        now = label(position)
+        past = months[months["month"] <= now]
+        known = [each for each in said if each.month <= now]
+        then = [series for each in every if (series := each.until(now))]
+        pd.testing.assert_frame_equal(analysis.anomalies_of(then), analysis.anomalies(past, known))
+        objectives = {DRILL: 150.0}
+        pd.testing.assert_frame_equal(
+            analysis.forecast_of(then, objectives), analysis.forecast(past, known, objectives)
+        )
+
+
 def test_an_acknowledged_spike_that_is_over_keeps_the_baseline(tmp_path: Path) -> None:
     for at, value in enumerate([*noisy(12), 300.0, 100.0]):
         leave_record(tmp_path, at, recovery_seconds=value)

@@ -5,12 +5,12 @@ more expensive). Methods, their error rates and what they do not claim are in do
 """
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import lru_cache
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy import special, stats
 
 MINIMUM_DRILLS = 5
 """Drills that a baseline needs; with fewer there is no statistical verdict."""
@@ -62,6 +62,10 @@ class Judgement:
     def active(self) -> Bools:
         return self.unusual | self.shifted | self.growing
 
+    def first(self, months: int) -> "Judgement":
+        """That of the first months. `in_baseline` alone knows what came later."""
+        return Judgement(*(getattr(self, each.name)[:months] for each in fields(self)))
+
 
 def judge(values: Floats, restarts: Collection[tuple[int, int]] = ()) -> Judgement:
     """Replay a drill's history, months × metrics, NaN where there is no value.
@@ -86,12 +90,12 @@ def judge(values: Floats, restarts: Collection[tuple[int, int]] = ()) -> Judgeme
         with np.errstate(invalid="ignore", divide="ignore"):
             spread = deviation * np.sqrt(1 + 1 / count)
             distance = (logs[month] - mean) / spread
-        p_value[tested] = special.stdtr(_PRIOR_DRILLS + count - 1, -distance)[tested]
+        p_value[tested] = scipy.special.stdtr(_PRIOR_DRILLS + count - 1, -distance)[tested]
         if tested.any():
-            found.q_value[month, tested] = stats.false_discovery_control(p_value[tested])
+            found.q_value[month, tested] = scipy.stats.false_discovery_control(p_value[tested])
         unusual[tested] = found.q_value[month, tested] <= FALSE_DISCOVERY_RATE
 
-        score = np.clip(-special.ndtri(p_value), -_SCORE_LIMIT, _SCORE_LIMIT)
+        score = np.clip(-scipy.special.ndtri(p_value), -_SCORE_LIMIT, _SCORE_LIMIT)
         average = np.where(tested, _WEIGHT * score + (1 - _WEIGHT) * average, average)
         level = average / _AVERAGE_DEVIATION
         new = tested & (level > SHIFT_LIMIT) & ~shifted
@@ -109,7 +113,7 @@ def judge(values: Floats, restarts: Collection[tuple[int, int]] = ()) -> Judgeme
             growing[metric] = p <= (_TREND_OVER if growing[metric] else TREND_ALPHA)
 
         found.baseline_drills[month], found.typical[month] = count, np.exp(mean)
-        half = stats.t.ppf((1 + _BAND) / 2, _PRIOR_DRILLS + count - 1) * spread
+        half = scipy.stats.t.ppf((1 + _BAND) / 2, _PRIOR_DRILLS + count - 1) * spread
         enough = count >= MINIMUM_DRILLS
         found.low[month] = np.where(enough, np.exp(mean - half), np.nan)
         found.high[month] = np.where(enough, np.exp(mean + half), np.nan)
@@ -134,7 +138,7 @@ def trend_p_value(logs: Floats) -> float:
 def _rising_p_value(at: bytes, logs: bytes) -> float:
     """Kept, because histories that are judged month by month ask the same again."""
     positions, values = np.frombuffer(at, dtype=np.intp), np.frombuffer(logs)
-    return float(stats.kendalltau(positions, values, alternative="greater").pvalue)
+    return float(scipy.stats.kendalltau(positions, values, alternative="greater").pvalue)
 
 
 def _baseline(logs: Floats, member: Bools) -> tuple[NDArray[np.int64], Floats, Floats]:

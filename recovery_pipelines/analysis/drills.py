@@ -4,15 +4,15 @@ Each function takes the months of `history.monthly` and gives a table with one r
 drill and metric, or per event. None is a verdict on a restore: those are the drills' own.
 """
 
-from bisect import bisect_left
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from bisect import bisect_left, bisect_right
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from scipy import stats
+import scipy
 
 from recovery_pipelines.analysis.acknowledgements import (
     Acknowledgement,
@@ -45,7 +45,7 @@ def recoverability(months: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for drill, group in months.groupby("drill"):
         total, proven = len(group), int(group["proven"].sum())
-        both = stats.binomtest(proven, total).proportion_ci(CONFIDENCE, "exact")
+        both = scipy.stats.binomtest(proven, total).proportion_ci(CONFIDENCE, "exact")
         row = {
             "drill": drill,
             "drills": total,
@@ -64,7 +64,7 @@ def recoverability(months: pd.DataFrame) -> pd.DataFrame:
 
 def success_bound(successes: int, total: int) -> float:
     """The success rate that so many successes prove, one-sided at 95 % (Clopper-Pearson)."""
-    test = stats.binomtest(successes, total, alternative="greater")
+    test = scipy.stats.binomtest(successes, total, alternative="greater")
     return float(test.proportion_ci(CONFIDENCE, "exact").low)
 
 
@@ -90,7 +90,7 @@ def compare_with_baseline(
     changes, are of the baseline with the newest month in it.
     """
     rows = []
-    for series in _series(months, said):
+    for series in series_of(months, said):
         found = series.judgement
         baseline = series.logs[found.in_baseline[:, series.position]]
         value = series.values[-1]
@@ -127,8 +127,8 @@ def _typical(logs: Floats) -> dict[str, float]:
     if count < MINIMUM_DRILLS:
         return dict.fromkeys(_TYPICAL, float("nan"))
     mean, deviation = logs.mean(), logs.std(ddof=1)
-    half = stats.t.ppf((1 + CONFIDENCE) / 2, count - 1) * deviation / np.sqrt(count)
-    ahead = stats.t.ppf(CONFIDENCE, count - 1) * deviation * np.sqrt(1 + 1 / count)
+    half = scipy.stats.t.ppf((1 + CONFIDENCE) / 2, count - 1) * deviation / np.sqrt(count)
+    ahead = scipy.stats.t.ppf(CONFIDENCE, count - 1) * deviation * np.sqrt(1 + 1 / count)
     found = np.exp([mean, mean - half, mean + half, mean + ahead])
     return dict(zip(_TYPICAL, map(float, found), strict=True))
 
@@ -150,7 +150,7 @@ def expected_ranges(months: pd.DataFrame, said: Sequence[Acknowledgement] = ()) 
         "flagged",
     )
     rows = []
-    for series in _series(months, said, ("recovery_seconds",)):
+    for series in series_of(months, said, ("recovery_seconds",)):
         found, at = series.judgement, series.position
         typical = np.where(np.isnan(found.low[:, at]), np.nan, found.typical[:, at])
         by_month = (
@@ -175,13 +175,13 @@ def trends(months: pd.DataFrame, said: Sequence[Acknowledgement] = ()) -> pd.Dat
     `outcome` is `growing` (Mann-Kendall), `no trend proven` or `insufficient history`.
     """
     rows = []
-    for series in _series(months, said):
+    for series in series_of(months, said):
         at, logs = series.since_restart()
         row = {"drill": series.drill, "metric": series.metric, "drills": len(logs)}
         if len(logs) < MINIMUM_DRILLS:
             rows.append(row | {"outcome": INSUFFICIENT})
             continue
-        slope, _, low, high = stats.theilslopes(logs, at, CONFIDENCE)
+        slope, _, low, high = scipy.stats.theilslopes(logs, at, CONFIDENCE)
         growing = series.judgement.growing[-1, series.position]
         rows.append(
             row
@@ -219,9 +219,15 @@ def forecast(
     whose expected time does, given only if growth is proven (the whole Theil-Sen interval is above
     zero). Neither looks further ahead than HORIZON_MONTHS.
     """
-    objectives = rto_seconds or {}
+    return forecast_of(series_of(months, said), rto_seconds or {})
+
+
+def forecast_of(every: Iterable["Series"], objectives: Mapping[str, float]) -> pd.DataFrame:
+    """`forecast` of series that are at hand."""
     rows = []
-    for series in _series(months, said, ("recovery_seconds",)):
+    for series in every:
+        if series.metric != "recovery_seconds":
+            continue
         at, logs = series.since_restart()
         objective = objectives.get(series.drill, float("nan"))
         row = {"drill": series.drill, "drills": len(logs), "rto_seconds": objective}
@@ -230,7 +236,7 @@ def forecast(
             continue
         ahead = series.months_ahead(HORIZON_MONTHS)
         expected, low, high = _line(at, logs, np.array([_number(month) for month in ahead]))
-        growth_low = stats.theilslopes(logs, at, CONFIDENCE)[2]
+        growth_low = scipy.stats.theilslopes(logs, at, CONFIDENCE)[2]
         broken = _first(ahead, expected > objective) if growth_low > 0 else None
         at_risk = _first(ahead, high > objective)
         if np.isnan(objective):
@@ -269,11 +275,11 @@ def forecast(
 def _line(at: Floats, logs: Floats, ahead: Floats) -> tuple[Floats, Floats, Floats]:
     """Least squares through the logs: expected value and 95 % prediction interval `ahead`."""
     count = len(at)
-    fit = stats.linregress(at, logs)
+    fit = scipy.stats.linregress(at, logs)
     residuals = logs - fit.intercept - fit.slope * at
     deviation = np.sqrt((residuals**2).sum() / (count - 2))
     leverage = 1 + 1 / count + (ahead - at.mean()) ** 2 / ((at - at.mean()) ** 2).sum()
-    half = stats.t.ppf((1 + CONFIDENCE) / 2, count - 2) * deviation * np.sqrt(leverage)
+    half = scipy.stats.t.ppf((1 + CONFIDENCE) / 2, count - 2) * deviation * np.sqrt(leverage)
     middle = fit.intercept + fit.slope * ahead
     return np.exp(middle), np.exp(middle - half), np.exp(middle + half)
 
@@ -292,8 +298,13 @@ def anomalies(months: pd.DataFrame, said: Sequence[Acknowledgement] = ()) -> pd.
     whether a `step` or steady `growth` describes the metric better up to then. `state` is `open`
     (it lasts), `over` (the metric came back) or `acknowledged`, with who said so and why.
     """
+    return anomalies_of(series_of(months, said))
+
+
+def anomalies_of(every: Iterable["Series"]) -> pd.DataFrame:
+    """`anomalies` of series that are at hand."""
     rows = []
-    for series in _series(months, said):
+    for series in every:
         found = series.judgement
         seen = {
             "unusual value": found.unusual[:, series.position],
@@ -384,7 +395,7 @@ def _runs(
 
 
 @dataclass(frozen=True)
-class _Series:
+class Series:
     """One metric of one drill over its months, and the judgement of the whole drill."""
 
     drill: str
@@ -415,6 +426,23 @@ class _Series:
         numbers = np.array([_number(month) for month in self.months], dtype=float)
         return numbers[known], logs[known]
 
+    def until(self, month: str) -> "Series | None":
+        """What was known at the end of `month`; None if there was no value yet.
+
+        Each month is judged by those before it alone, so nothing is judged anew.
+        """
+        count = bisect_right(self.months, month)
+        if not (self.values[:count] > 0).any():
+            return None
+        return replace(
+            self,
+            months=self.months[:count],
+            values=self.values[:count],
+            judgement=self.judgement.first(count),
+            restarts=[at for at in self.restarts if at < count],
+            said=[each for each in self.said if each.month <= month],
+        )
+
     def shape_until(self, end: int) -> str:
         """`step` or `growth`: which fits the months from the baseline's begin to `end` better."""
         at, logs = self.since_restart(end)
@@ -428,11 +456,11 @@ class _Series:
         return [answer for answer in self.said if first_month <= answer.month <= last_month]
 
 
-def _series(
+def series_of(
     months: pd.DataFrame,
     said: Sequence[Acknowledgement],
     metrics: Collection[str] = METRICS,
-) -> Iterator[_Series]:
+) -> Iterator[Series]:
     """Every metric that a drill ever had a positive value of; the drill is judged as a whole."""
     for name, group in months.groupby("drill"):
         drill = str(name)
@@ -448,7 +476,7 @@ def _series(
         judgement = _judged(values.tobytes(), len(labels), tuple(restarts))
         for position, metric in enumerate(METRICS):
             if metric in metrics and (values[:, position] > 0).any():
-                yield _Series(
+                yield Series(
                     drill=drill,
                     metric=metric,
                     position=position,

@@ -10,7 +10,7 @@ import pandas as pd
 
 from recovery_pipelines.analysis.acknowledgements import Acknowledgement, read_acknowledgements
 from recovery_pipelines.analysis.assignments import Assignment, keep_assignment, read_assignments
-from recovery_pipelines.analysis.drills import anomalies, forecast
+from recovery_pipelines.analysis.drills import Series, anomalies_of, forecast_of, series_of
 from recovery_pipelines.analysis.history import load_history, monthly
 from recovery_pipelines.analysis.objectives import recovery_time_objectives
 from recovery_pipelines.analysis.rules import (
@@ -139,10 +139,11 @@ def replay(
     for spec in specs:
         of_drill = history[history["drill"] == spec.name]
         by_month, records = monthly(of_drill), _records(of_drill)
+        series = list(series_of(by_month, said))
         for now, following in zip(months, [*months[1:], None], strict=True):
             is_over = following is not None or newest < current
             for rule, finding in _findings(
-                spec, of_drill, by_month, records, said, now, first, is_over
+                spec, of_drill, by_month, series, records, said, now, first, is_over
             ):
                 yield Seen(now, following, rule, finding)
 
@@ -177,6 +178,7 @@ def _findings(
     spec: DrillSpec,
     history: pd.DataFrame,
     months: pd.DataFrame,
+    series: Sequence[Series],
     records: Mapping[tuple[str, str], DrillRecord],
     said: Sequence[Acknowledgement],
     now: str,
@@ -192,8 +194,9 @@ def _findings(
         return
     months = months[months["month"] <= now]
     known = [each for each in said if each.month <= now]
-    events = anomalies(months, known)
-    ahead = forecast(months, known, recovery_time_objectives([spec])).to_dict("records")
+    then = [past for each in series if (past := each.until(now))]
+    events = anomalies_of(then)
+    ahead = forecast_of(then, recovery_time_objectives([spec])).to_dict("records")
     evidence = Evidence(
         spec=spec,
         attempts=attempts,

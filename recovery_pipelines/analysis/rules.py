@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy import stats
+import scipy
 
 from recovery_pipelines.analysis.control import MINIMUM_DRILLS
 from recovery_pipelines.analysis.drills import passes_needed, success_bound
@@ -134,7 +134,8 @@ def _citation(drill: str, month: str, run_id: str) -> str:
 
 def _age(now: str, month: str) -> int:
     """Whole months from `month` to `now`."""
-    return int((pd.Period(now[:7], "M") - pd.Period(month[:7], "M")).n)
+    years, months = (int(now[part]) - int(month[part]) for part in (slice(4), slice(5, 7)))
+    return 12 * years + months
 
 
 def _names(values: list[str]) -> str:
@@ -582,7 +583,7 @@ def noisy_times(at: Evidence) -> Iterator[Finding]:
     can_repeat = isinstance(at.spec.target, Target) and at.spec.target.repeats == 1
     if len(logs) < NOISY_DRILLS or not steady or not can_repeat:
         return
-    deviation = float(stats.median_abs_deviation(logs, scale="normal"))
+    deviation = float(scipy.stats.median_abs_deviation(logs, scale="normal"))
     if deviation > NOISY_DEVIATION:
         yield Finding(
             at.drill,

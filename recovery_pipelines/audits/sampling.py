@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
-from scipy import special, stats
+import scipy
 
 from recovery_pipelines.errors import RecoveryError
 
@@ -50,7 +50,7 @@ def upper_limit(population: int, sampled: int, bad_found: int, confidence: float
     low, high = bad_found, population - (sampled - bad_found)
     while low < high:
         middle = (low + high + 1) // 2
-        if stats.hypergeom.cdf(bad_found, population, middle, sampled) > 1 - confidence:
+        if scipy.stats.hypergeom.cdf(bad_found, population, middle, sampled) > 1 - confidence:
             low = middle
         else:
             high = middle - 1
@@ -105,10 +105,10 @@ def _log_all_good(population: int, bad: int, sampled: int) -> float:
         steps = np.arange(few)
         return float(np.log1p(-rest / (population - steps)).sum())
     return float(
-        special.gammaln(good + 1)
-        - special.gammaln(good - sampled + 1)
-        - special.gammaln(population + 1)
-        + special.gammaln(population - sampled + 1)
+        scipy.special.gammaln(good + 1)
+        - scipy.special.gammaln(good - sampled + 1)
+        - scipy.special.gammaln(population + 1)
+        + scipy.special.gammaln(population - sampled + 1)
     )
 
 

@@ -25,7 +25,6 @@ from recovery_pipelines.orchestration.instance import open_instance, prepare_hom
 from recovery_pipelines.orchestration.launcher import own_process_tag
 from recovery_pipelines.orchestration.partitions import current_month
 from recovery_pipelines.plan import DrillSpec, find_plan, load_plan
-from recovery_pipelines.reporting.publish import report_folder
 from recovery_pipelines.verdict import Verdict, worst
 
 _COLOURS = {Verdict.PASS: "green", Verdict.FAIL: "red", Verdict.INVALID: "red"}
@@ -75,6 +74,8 @@ def command(
         reported = bool(wanted_reports) and _report(month, definitions, instance)
     _summarize(records)
     if reported:
+        from recovery_pipelines.reporting.publish import report_folder  # slow
+
         console.print(f"reports: {report_folder(plan.data_home, month)}", soft_wrap=True)
     console.print(f"evidence head: {head_line(plan.data_home)}", soft_wrap=True)
     sys.exit(worst(record.verdict for record in records).exit_code)

@@ -10,7 +10,7 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 
-from scipy.stats import mannwhitneyu
+import scipy
 
 from recovery_pipelines.checks import Canary, self_test_verdict
 from recovery_pipelines.drills.system import System
@@ -182,7 +182,7 @@ def degraded_clients(
     return [
         name
         for name, seconds in after.items()
-        if mannwhitneyu(
+        if scipy.stats.mannwhitneyu(
             seconds, [value * SLOWER_FACTOR for value in before[name]], alternative="greater"
         ).pvalue
         < level

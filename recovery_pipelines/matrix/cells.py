@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 import pandas as pd
-from scipy.stats import binomtest
+import scipy
 
 from recovery_pipelines.checks import CRITERIA
 from recovery_pipelines.faults.base import Layer
@@ -176,7 +176,7 @@ def faults(rows: Rows) -> Rows:
 
 def interval(count: int, total: int) -> tuple[float, float]:
     """The exact (Clopper-Pearson) 95 % interval of a rate."""
-    low, high = binomtest(count, total).proportion_ci(CONFIDENCE, "exact")
+    low, high = scipy.stats.binomtest(count, total).proportion_ci(CONFIDENCE, "exact")
     return float(low), float(high)
 
 

@@ -3,10 +3,7 @@
 import base64
 import io
 
-import matplotlib
 import pandas as pd
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
 from recovery_pipelines.matrix.cells import DETECTORS
 
@@ -19,6 +16,10 @@ def heat_map(cells: pd.DataFrame, layer: str) -> str | None:
 
     Green is all detected, red none; an empty cell was not asked.
     """
+    import matplotlib  # slow: only whoever draws pays for it
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     chosen = cells[cells["layer"] == layer]
     if chosen.empty:
         return None
