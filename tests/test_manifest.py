@@ -31,11 +31,13 @@ from recovery_pipelines.manifest import (
     Comparison,
     capture,
     compare,
+    merge,
     read,
     read_info,
     store,
     subset,
     worker,
+    write_shard,
 )
 
 IS_ROOT = os.geteuid() == 0
@@ -108,7 +110,19 @@ def trees(original: Path, tmp_path: Path) -> tuple[Path, Path]:
 def compare_with(manifest: Path, tree: Path, **options: Any) -> Comparison:
     found = manifest.with_name("found.parquet")
     capture(tree, found)
-    return compare(manifest, found, **options)
+    return compare_in_both_ways(manifest, found, **options)
+
+
+def compare_in_both_ways(
+    expected: Path, found: Path, shards: int = 4, **options: Any
+) -> Comparison:
+    """In one piece, after it was seen that shards, merged in any order, say the same."""
+    whole = compare(expected, found, **options)
+    files = [found.with_name(f"{found.name}-shard-{number}") for number in range(shards)]
+    for number, file in enumerate(files):
+        write_shard(expected, found, number, shards, file, **options)
+    assert merge(files[::-1]) == whole
+    return whole
 
 
 def truth(root: Path) -> dict[bytes, dict[str, Any]]:
@@ -386,7 +400,8 @@ def test_spilling_and_row_groups_change_nothing(
     (tree / "d0" / "new").write_bytes(b"")
     flip_byte_keeping_times(tree / "d1" / "f1")
     capture(tree, tmp_path / "changed.parquet")
-    results = [compare(file, tmp_path / "changed.parquet", ignore=["mtime"]) for file in files]
+    changed = tmp_path / "changed.parquet"
+    results = [compare_in_both_ways(file, changed, ignore=["mtime"]) for file in files]
     for result in results:
         assert result.counts == {"missing": 1, "unexpected": 1, "content": 1}
         assert result.differences.equals(results[0].differences)
@@ -785,6 +800,30 @@ def test_exit_codes(trees: tuple[Path, Path], tmp_path: Path) -> None:
         assert run(*arguments).exit_code == 2, arguments
 
 
+def test_shards_are_merged_only_if_all_are_there_once(
+    trees: tuple[Path, Path], tmp_path: Path
+) -> None:
+    manifest, copy = trees
+    (copy / "small").chmod(0o600)
+    capture(copy, tmp_path / "found.parquet")
+    pair = (manifest, tmp_path / "found.parquet")
+    parts = [tmp_path / f"part-{number}" for number in range(2)]
+    for number, part in enumerate(parts):
+        assert run("shard", *pair, "--shard", f"{number}/2", "-o", part).exit_code == 0
+    merged = run("merge", *parts)
+    assert merged.exit_code == 1 and "mode: 1\n  small: 0644 -> 0600" in merged.stdout
+    assert run("shard", manifest, manifest, "--shard", "0/1", "-o", tmp_path / "own").exit_code == 0
+    assert run("merge", tmp_path / "own").exit_code == 0
+    assert (
+        run("shard", manifest, manifest, "--shard", "1/2", "-o", tmp_path / "other").exit_code == 0
+    )
+    for wrong in ([parts[0]], [parts[0], parts[0]], [*parts, parts[1]], [manifest]):
+        assert run("merge", *wrong).exit_code == 2, wrong
+    assert "not of one comparison" in run("merge", parts[0], tmp_path / "other").output
+    for number in ("2/2", "0/3", "1", "-1/2"):
+        assert run("shard", *pair, "--shard", number, "-o", tmp_path / "x").exit_code == 2
+
+
 def test_json_holds_everything(trees: tuple[Path, Path]) -> None:
     manifest, copy = trees
     (copy / "small").chmod(0o600)
@@ -826,6 +865,8 @@ FILES = st.dictionaries(
     ),
 )
 
+SHARDS = st.sampled_from([1, 2, 8])
+
 
 def make_files(root: Path, files: dict[bytes, tuple[bytes, int, int]]) -> Path:
     root.mkdir()
@@ -837,11 +878,12 @@ def make_files(root: Path, files: dict[bytes, tuple[bytes, int, int]]) -> Path:
     return root
 
 
-@given(left=FILES, right=FILES)
+@given(left=FILES, right=FILES, shards=SHARDS)
 @settings(max_examples=25, deadline=None)
 def test_comparison_is_the_difference_of_the_trees(
     left: dict[bytes, tuple[bytes, int, int]],
     right: dict[bytes, tuple[bytes, int, int]],
+    shards: int,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
     place = tmp_path_factory.mktemp("pair")
@@ -855,7 +897,7 @@ def test_comparison_is_the_difference_of_the_trees(
         ):
             if one != other:
                 expected.add((name, kind))
-    comparison = compare(place / "left.parquet", place / "right.parquet")
+    comparison = compare_in_both_ways(place / "left.parquet", place / "right.parquet", shards)
     rows = comparison.differences.select(["path", "kind"]).to_pylist()
     assert [(row["path"], row["kind"]) for row in rows] == sorted(expected)
     assert comparison.identical == (not expected and bool(left))
@@ -865,10 +907,15 @@ def test_comparison_is_the_difference_of_the_trees(
     left=st.lists(st.integers(0, 3), min_size=6, max_size=6),
     right=st.lists(st.integers(0, 3), min_size=6, max_size=6),
     absent=st.sets(st.integers(0, 5), max_size=2),
+    shards=SHARDS,
 )
 @settings(max_examples=25, deadline=None)
 def test_hard_links_are_compared_as_partitions(
-    left: list[int], right: list[int], absent: set[int], tmp_path_factory: pytest.TempPathFactory
+    left: list[int],
+    right: list[int],
+    absent: set[int],
+    shards: int,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
     place = tmp_path_factory.mktemp("links")
     for side, groups in (("left", left), ("right", right)):
@@ -890,7 +937,9 @@ def test_hard_links_are_compared_as_partitions(
         for n in common
         if {m for m in common if left[m] == left[n]} != {m for m in common if right[m] == right[n]}
     ]
-    comparison = compare(place / "left.parquet", place / "right.parquet", ignore=["mtime"])
+    comparison = compare_in_both_ways(
+        place / "left.parquet", place / "right.parquet", shards, ignore=["mtime"]
+    )
     rows = comparison.differences.to_pylist()
     named = {row["path"] for row in rows if row["kind"] == "hard_link_group"}
     assert named == set(expected)

@@ -27,6 +27,12 @@ _progress_option = click.option(
     default=None,
     help="Show progress on stderr (default: only on a terminal).",
 )
+_ignore_option = click.option(
+    "--ignore",
+    multiple=True,
+    type=click.Choice(IGNORABLE),
+    help="What the target does not promise to keep. Can be repeated; recorded in the result.",
+)
 
 
 @click.group()
@@ -59,12 +65,7 @@ def create(tree: Path, output: Path, progress: bool | None) -> None:
 @click.argument("manifest", type=click.Path(path_type=Path, exists=True, dir_okay=False))
 @click.argument("tree", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
-@click.option(
-    "--ignore",
-    multiple=True,
-    type=click.Choice(IGNORABLE),
-    help="What the target does not promise to keep. Can be repeated; recorded in the result.",
-)
+@_ignore_option
 @_progress_option
 def verify(
     manifest: Path, tree: Path, as_json: bool, ignore: tuple[str, ...], progress: bool | None
@@ -81,6 +82,42 @@ def verify(
         comparison = compare(manifest, found, ignore=ignore)
         report = _print_json if as_json else _print_text
         report(comparison, manifest, tree, summary)
+        sys.exit(_exit_code(comparison))
+
+
+@command.command()
+@click.argument("expected", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.argument("found", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.option("--shard", required=True, help="Which: 0/16 to 15/16, say; a power of two.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True)
+@_ignore_option
+def shard(expected: Path, found: Path, shard: str, output: Path, ignore: tuple[str, ...]) -> None:
+    """Compare one shard of manifest FOUND with manifest EXPECTED; `merge` has the verdict.
+
+    Exit code 0: compared; 2: it cannot be.
+    """
+    with _exit_codes():
+        from recovery_pipelines.manifest import write_shard
+
+        number, slash, count = shard.partition("/")
+        if not (slash and number.isdigit() and count.isdigit()):
+            raise RecoveryError(f"--shard {shard}: give it as 0/16, the first of sixteen")
+        write_shard(expected, found, int(number), int(count), output, ignore=ignore)
+        click.echo(f"{output}: shard {shard}")
+
+
+@command.command()
+@click.argument("shards", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True))
+def merge(shards: tuple[Path, ...]) -> None:
+    """The verdict of all SHARDS of one comparison.
+
+    Exit code 0: identical; 1: differences; 2: could not tell, or a shard is missing.
+    """
+    with _exit_codes():
+        from recovery_pipelines.manifest import merge as merge_shards
+
+        comparison = merge_shards(shards)
+        _print_comparison(comparison, "the expected manifest", "the other")
         sys.exit(_exit_code(comparison))
 
 
@@ -149,6 +186,14 @@ def _print_text(comparison: "Comparison", manifest: Path, tree: Path, found: Sum
             f"identical: {comparison.entries:,} entries, {found.files:,} files, "
             f"{found.bytes:,} bytes{ignored}"
         )
+        return
+    _print_comparison(comparison, str(manifest), str(tree))
+
+
+def _print_comparison(comparison: "Comparison", manifest: str, tree: str) -> None:
+    ignored = f" (not compared: {', '.join(comparison.ignored)})" if comparison.ignored else ""
+    if comparison.identical:
+        click.echo(f"identical: {comparison.entries:,} entries{ignored}")
         return
     for kind, count in comparison.counts.items():
         click.echo(f"{kind}: {count:,}")

@@ -1,8 +1,9 @@
 """The truth about a tree at one instant, and the differences between two such truths.
 
 `capture` writes a manifest (one row per entry, `schema.SCHEMA`), `compare` says what differs
-between two, `subset` keeps the rows of some paths, `read` loads one as a table. Only `capture`
-is imported at once: it starts its workers before pyarrow is loaded.
+between two, `write_shard` and `merge` do so in pieces, `subset` keeps the rows of some paths,
+`read` loads one as a table. Only `capture` is imported at once: it starts its workers before
+pyarrow is loaded.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ from recovery_pipelines.manifest.summary import Summary
 
 if TYPE_CHECKING:
     from recovery_pipelines.manifest.comparison import Comparison, compare
+    from recovery_pipelines.manifest.shards import merge, write_shard
     from recovery_pipelines.manifest.store import read, read_info, subset
 
 __all__ = [
@@ -20,9 +22,11 @@ __all__ = [
     "Summary",
     "capture",
     "compare",
+    "merge",
     "read",
     "read_info",
     "subset",
+    "write_shard",
 ]
 
 
@@ -31,6 +35,10 @@ def __getattr__(name: str) -> Any:
         from recovery_pipelines.manifest import comparison
 
         return getattr(comparison, name)
+    if name in ("merge", "write_shard"):
+        from recovery_pipelines.manifest import shards
+
+        return getattr(shards, name)
     if name in ("read", "read_info", "subset"):
         from recovery_pipelines.manifest import store
 

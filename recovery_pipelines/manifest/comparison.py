@@ -68,18 +68,46 @@ def compare(expected: Path, found: Path, *, ignore: Collection[str] = ()) -> Com
     `ignore` names aspects that a target does not promise to keep (of IGNORABLE).
     Raises RecoveryError for a file that is no sound manifest or an aspect that does not exist.
     """
+    readers = Reader(expected), Reader(found)
+    findings = Findings(_ignorable(ignore))
+    parts = max(reader.groups for reader in readers)
+    _compare_parts(findings, readers, parts, range(parts))
+    return findings.result(readers[0].about["entries"])
+
+
+def compare_shard(
+    expected: Path, found: Path, number: int, count: int, *, ignore: Collection[str] = ()
+) -> "Findings":
+    """The findings of shard `number` (from 0) of `count`, a power of two.
+
+    A shard is a range of path_id; only its row groups are read, so it is guarded by the checksums
+    of their pages, not by the digest of all rows. `Findings.merged` joins the shards.
+    """
+    if count < 1 or count & (count - 1) or not 0 <= number < count:
+        raise RecoveryError(f"shard {number} of {count}: give 0 to count - 1 of a power of two")
+    readers = Reader(expected), Reader(found)
+    findings = Findings(_ignorable(ignore))
+    parts = max(count, *(reader.groups for reader in readers))
+    each = parts // count
+    _compare_parts(findings, readers, parts, range(number * each, (number + 1) * each))
+    return findings
+
+
+def _compare_parts(
+    findings: "Findings", readers: tuple[Reader, Reader], parts: int, chosen: range
+) -> None:
+    with ThreadPoolExecutor(2) as pool:
+        left, right = (_Side(reader, parts, chosen, pool) for reader in readers)
+        for part in chosen:
+            findings.part(left.rows(part), right.rows(part))
+
+
+def _ignorable(ignore: Collection[str]) -> frozenset[str]:
     if refused := sorted(set(ignore) - set(IGNORABLE)):
         raise RecoveryError(
             f"cannot ignore {', '.join(refused)}; what may be ignored: {', '.join(IGNORABLE)}"
         )
-    left, right = Reader(expected), Reader(found)
-    merge = _Merge(frozenset(ignore))
-    parts = max(left.groups, right.groups)
-    with ThreadPoolExecutor(2) as pool:
-        sides = [_Side(left, parts, pool), _Side(right, parts, pool)]
-        for part in range(parts):
-            merge.part(sides[0].rows(part), sides[1].rows(part))
-    return merge.result(left.about["entries"])
+    return frozenset(ignore)
 
 
 class _Rows:
@@ -100,15 +128,17 @@ class _Rows:
 class _Side:
     """One manifest, read in `parts` parts of the range of path_id, one group ahead."""
 
-    def __init__(self, reader: Reader, parts: int, pool: ThreadPoolExecutor) -> None:
+    def __init__(self, reader: Reader, parts: int, chosen: range, pool: ThreadPoolExecutor) -> None:
+        """Only the `chosen` parts are read."""
         self._ratio = parts // reader.groups
         self._shift = np.uint64(65 - parts.bit_length())
-        self._tables = _read_ahead(reader, pool)
+        groups = range(chosen.start // self._ratio, (chosen.stop - 1) // self._ratio + 1)
+        self._tables = _read_ahead(reader, groups, pool)
         self._table: pa.Table | None = None
 
     def rows(self, part: int) -> _Rows:
         """The rows of a part; to be called for each part in order."""
-        if part % self._ratio == 0:
+        if part % self._ratio == 0 or self._table is None:
             self._table = next(self._tables)
         assert self._table is not None
         if self._ratio == 1:
@@ -118,9 +148,9 @@ class _Side:
         return _Rows(self._table.slice(start, end - start))
 
 
-def _read_ahead(reader: Reader, pool: ThreadPoolExecutor) -> Iterator[pa.Table]:
-    ahead = pool.submit(reader.group, 0)
-    for index in range(1, reader.groups):
+def _read_ahead(reader: Reader, groups: range, pool: ThreadPoolExecutor) -> Iterator[pa.Table]:
+    ahead = pool.submit(reader.group, groups[0])
+    for index in groups[1:]:
         table = ahead.result()
         ahead = pool.submit(reader.group, index)
         yield table
@@ -134,10 +164,12 @@ def _values(column: pa.ChunkedArray, places: npt.NDArray[np.intp]) -> list[Any]:
 
 
 @dataclass
-class _Merge:
-    """Collects differences over the parts."""
+class Findings:
+    """What was found in the parts so far. `result` decides what needs all of them."""
 
     ignore: frozenset[str]
+    compared: int = 0
+    """Rows of the expected manifest in these parts."""
     paths: list[bytes] = field(default_factory=list)
     kinds: list[bytes] = field(default_factory=list)
     expected: list[bytes] = field(default_factory=list)
@@ -154,6 +186,7 @@ class _Merge:
 
     def part(self, left: _Rows, right: _Rows) -> None:
         """Compare all rows of one part."""
+        self.compared += len(left.ids)
         if len(left.ids) == len(right.ids) and np.array_equal(left.ids, right.ids):
             a = b = np.arange(len(left.ids))
         else:
@@ -256,7 +289,33 @@ class _Merge:
                 self.expected.append(there if kind == "missing" else gone)
                 self.found.append(gone if kind == "missing" else there)
 
+    @classmethod
+    def merged(cls, shards: Sequence["Findings"]) -> "Findings":
+        """The findings of all shards together; hard-link groups and directories may span them."""
+        whole = cls(shards[0].ignore)
+        for shard in shards:
+            if shard.ignore != whole.ignore:
+                raise RecoveryError("the shards did not ignore the same aspects")
+            whole.compared += shard.compared
+            whole.verified += shard.verified
+            for name in ("paths", "kinds", "expected", "found", "links"):
+                getattr(whole, name).extend(getattr(shard, name))
+            whole.undecided |= shard.undecided
+            for kind in whole.one_sided:
+                whole.one_sided[kind] += shard.one_sided[kind]
+                whole.broken[kind] += shard.broken[kind]
+        return whole
+
     def result(self, entries: int) -> Comparison:
+        """What differs between two manifests, the expected one of `entries` rows.
+
+        Raises RecoveryError if not every row was compared.
+        """
+        if self.compared != entries:
+            raise RecoveryError(
+                f"{self.compared:,} of {entries:,} entries were compared: a shard is missing, was "
+                "given twice, or is of other manifests"
+            )
         self._compare_links()
         self._settle_one_sided()
         order = sorted(range(len(self.paths)), key=lambda n: (self.paths[n], self.kinds[n]))

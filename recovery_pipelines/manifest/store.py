@@ -409,7 +409,7 @@ def _umask() -> int:
 class Reader:
     """An open manifest file; whatever is wrong with it is a RecoveryError.
 
-    Its groups are read in order, each once; with the last one the digest of all rows is checked.
+    If its groups are read in order, each once, the digest of all rows is checked with the last.
     """
 
     def __init__(self, manifest: Path) -> None:
@@ -430,6 +430,7 @@ class Reader:
         self.about: dict[str, Any] = json.loads(text)
         self.groups = self._file.num_row_groups
         self._digest = _Digest()
+        self._read = 0
 
     def _bad(self, reason: str) -> RecoveryError:
         return RecoveryError(
@@ -444,7 +445,9 @@ class Reader:
         """The rows of part `index` of the range of path_id, sorted by path_id."""
         try:
             table = self._file.read_row_group(index, use_threads=False)
-            self._digest.update(table)
+            if index == self._read:
+                self._digest.update(table)
+                self._read += 1
             ids = numbers(table["path_id"], "<u8")
         except (OSError, ValueError, IndexError, pa.ArrowException) as problem:
             raise self._bad(str(problem)) from None
@@ -454,7 +457,7 @@ class Reader:
             or not (ids[1:] > ids[:-1]).all()
         ):
             raise self._bad("its rows are not in order")
-        if index == self.groups - 1 and self._digest.hexdigest() != self.about["digest"]:
+        if self._read == self.groups and self._digest.hexdigest() != self.about["digest"]:
             raise self._bad("its rows are damaged")
         return table
 
