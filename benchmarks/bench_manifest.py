@@ -19,14 +19,11 @@ from pathlib import Path
 import click
 import numpy as np
 import psutil
-import pyarrow as pa
 import race
 import trees
-import xxhash
 from race import Competitor, console, measure, shell
 
-from recovery_pipelines.manifest import capture, store
-from recovery_pipelines.manifest.schema import SCHEMA
+from recovery_pipelines.manifest import capture
 
 RECOVERY = [*race.RECOVERY, "manifest"]
 
@@ -210,91 +207,12 @@ def peak_memory(argv: list[str]) -> float:
     return peak / (1 << 20)
 
 
-def synthetic_manifest(output: Path, rows: int, changed: bool) -> None:
-    """A manifest of `rows` files that never existed; `changed` differs in 0.1 % of the paths and
-    in 0.5 % of content and mtime."""
-    parts: list[tuple[np.ndarray, list[bytes]]] = []
-    for start in range(0, rows, 1_000_000):
-        numbers = range(start, min(start + 1_000_000, rows))
-        paths = [b"department-%d/project-%d/file-%d.dat" % (n % 97, n % 9973, n) for n in numbers]
-        if changed:
-            paths[::1000] = [path + b".new" for path in paths[::1000]]
-        ids = np.fromiter(map(xxhash.xxh3_64_intdigest, paths), "<u8", len(paths))
-        parts.append((ids, paths))
-    bits = store._group_bits(rows)
-    shift = np.uint64(64 - bits)
-
-    def tables() -> Iterator[pa.Table]:
-        for group in range(1 << bits):
-            ids_here, paths_here = [], []
-            for ids, paths in parts:
-                places = np.flatnonzero(ids >> shift == group) if bits else np.arange(len(ids))
-                ids_here.append(ids[places])
-                paths_here += [paths[place] for place in places.tolist()]
-            ids = np.concatenate(ids_here)
-            order = np.argsort(ids)
-            ids = ids[order]
-            count = len(ids)
-            touched = (ids % np.uint64(200) == 0) & changed
-            content = np.stack([ids ^ touched.astype("<u8"), ids], axis=1)
-            columns = {
-                "path": store.list_array([paths_here[n] for n in order.tolist()], pa.binary()),
-                "path_id": store.fixed_array(pa.uint64(), ids),
-                "type": store.type_array(np.zeros(count, np.int8), np.ones(count, np.bool_)),
-                "link_target": pa.nulls(count, pa.binary()),
-                "error": pa.nulls(count, pa.string()),
-                "mtime_ns": store.fixed_array(
-                    pa.int64(), (10**18 + (ids >> np.uint64(10)) + touched).astype("<i8")
-                ),
-                "content_xxh3_128": store.fixed_array(pa.binary(16), content.view("V16")[:, 0]),
-                "xattr_xxh3_128": store.fixed_array(
-                    pa.binary(16), np.full(count, xxhash.xxh3_128_digest(b""), "V16")
-                ),
-                "mode": store.fixed_array(pa.uint16(), np.full(count, 0o644, "<u2")),
-            }
-            for name in ("size", "uid", "gid", "hard_link_group", "device"):
-                kind = SCHEMA.field(name).type
-                values = np.zeros(count, f"V{kind.bit_width // 8}")
-                columns[name] = store.fixed_array(kind, values)
-            yield pa.table([columns[field.name] for field in SCHEMA], schema=SCHEMA)
-
-    store._write(output, tables(), {"schema_version": 1, "root": "/none", "mount_points": []})
-
-
-def compare_rows(rows: int, scratch: Path, rounds: int) -> None:
-    """Time and memory of comparing two manifests, in a process of its own."""
-    left, right = scratch / "left.parquet", scratch / "right.parquet"
-    for path, changed in ((left, False), (right, True)):
-        maker = os.fork()  # its memory goes when it ends
-        if maker == 0:
-            synthetic_manifest(path, rows, changed)
-            os._exit(0)
-        if os.waitpid(maker, 0)[1] != 0:
-            raise SystemExit("the synthetic manifest could not be made")
-    program = (
-        "import sys; from pathlib import Path; from recovery_pipelines.manifest import compare; "
-        "print(compare(Path(sys.argv[1]), Path(sys.argv[2])).counts)"
-    )
-    argv = [sys.executable, "-c", program, str(left), str(right)]
-    times = []
-    for _ in range(rounds):
-        started = time.perf_counter()
-        counts = subprocess.run(argv, check=True, capture_output=True, text=True).stdout.strip()
-        times.append(time.perf_counter() - started)
-    console.print(
-        f"compare {rows:,} rows: median {statistics.median(times):.2f} s "
-        f"({' '.join(f'{seconds:.2f}' for seconds in times)}), "
-        f"peak {peak_memory(argv):.0f} MiB, {counts}"
-    )
-
-
 @click.command()
 @click.option("--tree", type=click.Choice(["tiny", "small", "large", "1m"]), multiple=True)
 @click.option("--files", default=40_000, help="Files of the trees tiny and small.")
 @click.option("--large-mib", default=1536, help="Size of each of the four large files.")
 @click.option("--rounds", default=3)
 @click.option("--cold", is_flag=True, help="Measure small files from a cold disk.")
-@click.option("--compare-rows", "rows", type=int, help="Compare two manifests of so many rows.")
 @click.option(
     "--base",
     type=click.Path(path_type=Path),
@@ -306,12 +224,11 @@ def main(
     large_mib: int,
     rounds: int,
     cold: bool,
-    rows: int | None,
     base: Path | None,
 ) -> None:
     """Without options: the trees tiny, small and large, warm, and verify on small."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that scratch space is freed
-    chosen = tree or (() if cold or rows else ("tiny", "small", "large"))
+    chosen = tree or (() if cold else ("tiny", "small", "large"))
     shapes = {
         "tiny": trees.tiny(files),
         "small": trees.small(files),
@@ -332,8 +249,6 @@ def main(
                 console.print(f"{place.name}: peak {peak_memory(argv):.0f} MiB, workers included")
         if cold:
             cold_race(shapes["small"], scratch, rounds)
-        if rows:
-            compare_rows(rows, scratch, rounds)
 
 
 if __name__ == "__main__":
