@@ -493,12 +493,13 @@ def test_an_acknowledged_level_is_the_new_normal(tmp_path: Path) -> None:
 def test_what_was_known_at_a_months_end_is_what_the_months_until_then_say(tmp_path: Path) -> None:
     """Recommendations judge a history once, and look at each month's end by `until`."""
     shifted(tmp_path, after=4)
-    leave_record(tmp_path, 16, recovery_seconds=900.0, cpu_seconds=7.0)
     command(tmp_path, "acknowledge", DRILL, "recovery_seconds", label(14), *ANSWER)
+    for at, value in enumerate([*(2 * value for value in noisy(6, 3)), 900.0], start=16):
+        leave_record(tmp_path, at, recovery_seconds=value, cpu_seconds=7.0)
     months, said = months_of(tmp_path), read_acknowledgements(tmp_path)
     every = list(analysis.series_of(months, said))
     assert len(analysis.anomalies(months, said)) > 1
-    for position in range(17):
+    for position in range(23):
         now = label(position)
         past = months[months["month"] <= now]
         known = [each for each in said if each.month <= now]
