@@ -11,7 +11,7 @@ import pandas as pd
 from campaigns.clean_runs import awkward_runs, clean_runs
 from campaigns.history import open_history
 from campaigns.injections import Row, source_injections
-from campaigns.kills import kills
+from campaigns.kills import kills, service_kills
 from campaigns.problems import HELD_OUT_SEEDS, problem_histories
 from campaigns.story import stories
 from campaigns.summary import PARTS, failures, summary
@@ -23,6 +23,7 @@ CLEAN_SEEDS = {"tar": range(101, 141), "restic": range(201, 212)}
 SELF_TEST_EVERY = 10
 STORY_SEEDS = range(101, 121)
 RANDOM_KILLS = 60
+SERVICE_KILLS = 120
 KILL_SEED = 1
 
 
@@ -42,6 +43,7 @@ def main(parts: tuple[str, ...], output: Path) -> None:
         "injections": _injections,
         "clean_runs": _clean_runs,
         "kills": _kills,
+        "service_kills": _service_kills,
         "recommendations": _recommendations,
         "story": _story,
     }
@@ -80,6 +82,10 @@ def _kills(home: Path) -> Iterator[Row]:
     return kills(home, KILL_SEED, RANDOM_KILLS)
 
 
+def _service_kills(home: Path) -> Iterator[Row]:
+    return service_kills(home / "services", KILL_SEED, SERVICE_KILLS)
+
+
 def _recommendations(_home: Path) -> Iterator[Row]:
     return problem_histories(HELD_OUT_SEEDS)
 
@@ -100,7 +106,8 @@ def _keep(rows: Iterable[Row], path: Path) -> None:
             "layer",
             "kind",
             "generation",
-            "scenario",
+            "drill",
+            "by",
             "reached",
             "rule",
             "said",

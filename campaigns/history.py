@@ -108,9 +108,17 @@ def plan_text(home: Path, engine_name: str, seed: int, **criteria: list[str]) ->
     return yaml.safe_dump(content)
 
 
-def drill_of(plan: Plan, scenario: str) -> DrillSpec:
-    """The plan's drill of this scenario."""
-    return next(spec for spec in plan.drills() if spec.scenario.name == scenario)
+def services_plan_text(home: Path) -> str:
+    """The shipped plan with its targets of services alone, in `home`."""
+    content: dict[str, Any] = yaml.safe_load(SHIPPED_PLAN.read_text(encoding="utf-8"))
+    content["data_home"] = str(home.absolute())
+    del content["targets"]["test_dataset"]
+    return yaml.safe_dump(content)
+
+
+def drill_of(plan: Plan, drill: str) -> DrillSpec:
+    """The plan's drill of this name."""
+    return next(spec for spec in plan.drills() if spec.name == drill)
 
 
 def new_run_id(what: str) -> str:

@@ -1,40 +1,47 @@
-"""Drills killed with SIGKILL: nothing may be left after the next start, and nothing may claim PASS.
+"""Drills that are killed: nothing may be left after the next start, and nothing may claim PASS.
 
-A drill runs in a process of its own and is killed as soon as its journal shows a given line, or
-some time after that.
+A drill runs in a process of its own and gets SIGKILL as soon as its journal shows a given line, or
+some time after that. SIGINT instead raises an exception wherever the drill is, so that its own
+rollback must do what the reaper does after SIGKILL.
 """
 
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
-import psutil
-
-from campaigns.history import MONTH, drill_of, new_run_id, plan_text
+from campaigns.history import MONTH, drill_of, new_run_id, plan_text, services_plan_text
 from campaigns.injections import Row
+from campaigns.traces import Traces, living, remaining, traces_of
 from recovery_pipelines.drills.lifecycle import open_drill
 from recovery_pipelines.drills.record import FILE_NAME as RECORD
 from recovery_pipelines.drills.record import folder_of, read_record
-from recovery_pipelines.drills.run import STAGES
+from recovery_pipelines.drills.run import stages_of
 from recovery_pipelines.errors import RecoveryError
 from recovery_pipelines.plan import DrillSpec, load_plan
 from recovery_pipelines.sandbox import exclusive, reap
-from recovery_pipelines.sandbox.lease import ENVIRONMENT_NAME
 from recovery_pipelines.verdict import Verdict
 
-SCENARIOS = ("corruption_recovery", "incremental_recovery")
+DATA_DRILLS = ("corruption_recovery_tar", "incremental_recovery_tar")
+SERVICE_DRILLS = (
+    "complete_system_failure_same_volume",
+    "complete_system_failure_volume_destroyed",
+    "partial_failure_kill",
+    "network_isolation_one_sided_drop",
+)
 _CRITERIA = {"data_integrity": ["all_files_recovered"]}
 """One, since a drill spends most of its time in the self-tests of all six."""
 _ROOT = Path(__file__).parent.parent
 _VICTIM_TIMEOUT_SECONDS = 300.0
 _END_TIMEOUT_SECONDS = 10.0
+_LOOK_SECONDS = 0.05
 
 
 @dataclass(frozen=True)
@@ -68,78 +75,99 @@ class Timeline:
 
 
 class Shooting:
-    """Drills of one plan with the engine tar and 1 MB of data, in one data home."""
+    """Drills of one plan, in one data home."""
 
-    def __init__(self, home: Path, seed: int) -> None:
+    def __init__(self, home: Path, plan: str) -> None:
         self.home = home
         home.mkdir(parents=True, exist_ok=True)
         self.plan_path = home / "recovery.yaml"
-        self.plan_path.write_text(plan_text(home, "tar", seed, **_CRITERIA), encoding="utf-8")
+        self.plan_path.write_text(plan, encoding="utf-8")
         self.plan = load_plan(self.plan_path)
 
-    def timeline(self, scenario: str) -> Timeline:
+    @classmethod
+    def of_data(cls, home: Path, seed: int) -> "Shooting":
+        """Drills with the engine tar and 1 MB of data."""
+        return cls(home, plan_text(home, "tar", seed, **_CRITERIA))
+
+    def timeline(self, drill: str) -> Timeline:
         """Run a drill to its end."""
         began = time.monotonic()
         run_id = new_run_id("timeline")
-        with self._victim(scenario, run_id) as process:
+        with self._victim(drill, run_id) as process:
             assert process.stdout is not None
             seen = [(time.monotonic() - began, line.strip()) for line in process.stdout]
             process.wait(_VICTIM_TIMEOUT_SECONDS)
-        record = read_record(self._folder(scenario, run_id))
-        if record.verdict is not Verdict.PASS:
-            raise RecoveryError(f"a drill that is not killed must pass: {record.reason}")
+        record = read_record(self._folder(drill, run_id))
+        if record.verdict is Verdict.ERROR:
+            raise RecoveryError(f"a drill that is not killed must end: {record.reason}")
         seconds, lines = zip(*seen, strict=True)
         return Timeline(seconds, lines)
 
-    def kill(self, scenario: str, instant: Instant, next_start: str) -> Row:
-        """Kill a drill, start what is next (`reaper` or `drill`), and say what is left.
+    def kill(
+        self,
+        drill: str,
+        instant: Instant,
+        next_start: str = "reaper",
+        by: signal.Signals = signal.SIGKILL,
+    ) -> Row:
+        """Kill a drill, start what is next (`reaper` or the name of a drill), and say what is left.
 
-        `reached` is the journal's last line, `left_behind` what was there before the next start,
-        `leftovers` after it. `claimed` is the verdict that the killed drill recorded, if any, and
-        `complete` whether it had come to its end.
+        `reached` is the journal's last line; `left_behind` what was there right after the exit,
+        `gone_after_seconds` how long something still ran, was mounted or held, `still_there` what
+        did not go by itself, `leftovers` what is there after the next start. After SIGINT, which a
+        drill must clean up itself, the next start comes last, and `leftovers` is what was there
+        before it. `claimed` is the verdict that the killed drill recorded, if any, and `complete`
+        whether it had come to its end.
         """
         run_id = new_run_id("killed")
-        folder = self._folder(scenario, run_id)
-        with self._victim(scenario, run_id) as process:
+        folder = self._folder(drill, run_id)
+        with self._victim(drill, run_id) as process:
             self._await(process, instant)
             finished = process.poll() is not None
-            process.kill()
-            process.wait()
+            traces = traces_of(process.pid)
+            process.send_signal(by)
+            process.wait(_VICTIM_TIMEOUT_SECONDS)
         tokens = {path.stem for path in self.home.glob("leases/*.json")}
-        left_behind = self._things() + _names(_processes(process.pid, tokens))
-        self._start_next(next_start, scenario)
+        left_behind = self._things() + [f"process {p.pid}" for p in living(traces, tokens)]
+        gone_after_seconds, still_there = self._await_end(traces, tokens)
+        if by is signal.SIGKILL:
+            self._start_next(next_start)
         leftovers = self._things()
-        # What carries no lease ends by itself, as its parent is gone.
-        psutil.wait_procs(_processes(process.pid, tokens), timeout=_END_TIMEOUT_SECONDS)
-        leftovers += self._locks() + _names(_processes(process.pid, tokens))
+        leftovers += self._locks() + remaining(traces, self.home, tokens)
+        if by is not signal.SIGKILL:
+            self._start_next(next_start)
         return {
-            "scenario": scenario,
+            "drill": drill,
             "run_id": run_id,
+            "by": by.name,
             "line": instant.line,
             "delay_seconds": instant.delay_seconds,
             "reached": _last_line(folder),
             "finished": finished,
             "left_behind": left_behind,
+            "gone_after_seconds": gone_after_seconds,
+            "still_there": still_there,
             "next_start": next_start,
             "leftovers": leftovers,
             "claimed": _claim(folder),
-            "complete": _is_complete(folder),
+            "complete": self._is_complete(drill, folder),
+            "load": os.getloadavg()[0],
         }
 
-    def run_again(self, scenario: str, run_id: str) -> Verdict:
-        """The killed run, from its start to its end."""
-        with self._victim(scenario, run_id) as process:
+    def run(self, drill: str, run_id: str) -> Verdict:
+        """A run, such as a killed one, from its start to its end."""
+        with self._victim(drill, run_id) as process:
             assert process.stdout is not None
             process.stdout.read()
             process.wait(_VICTIM_TIMEOUT_SECONDS)
-        return read_record(self._folder(scenario, run_id)).verdict
+        return read_record(self._folder(drill, run_id)).verdict
 
     # --- the drill ------------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def _victim(self, scenario: str, run_id: str) -> Iterator[subprocess.Popen[str]]:
+    def _victim(self, drill: str, run_id: str) -> Iterator[subprocess.Popen[str]]:
         process = subprocess.Popen(
-            [sys.executable, "-m", "campaigns.victim", self.plan_path, scenario, run_id],
+            [sys.executable, "-m", "campaigns.victim", self.plan_path, drill, run_id],
             cwd=_ROOT,
             stdout=subprocess.PIPE,
             text=True,
@@ -159,12 +187,21 @@ class Shooting:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(instant.delay_seconds)  # the instant itself
 
-    def _start_next(self, next_start: str, scenario: str) -> None:
+    def _await_end(self, traces: Traces, tokens: set[str]) -> tuple[float, list[str]]:
+        """Without a reaper: how long until nothing of the drill runs or is held, and what still
+        is after a patient while."""
+        began = time.monotonic()
+        while still_there := remaining(traces, self.home, tokens):
+            if time.monotonic() - began > _END_TIMEOUT_SECONDS:
+                break
+            time.sleep(_LOOK_SECONDS)
+        return time.monotonic() - began, still_there
+
+    def _start_next(self, next_start: str) -> None:
         if next_start == "reaper":
             reap(self.home)
         else:
-            other = next(name for name in SCENARIOS if name != scenario)
-            with open_drill(self._spec(other), MONTH, new_run_id("next")):
+            with open_drill(self._spec(next_start), MONTH, new_run_id("next")):
                 pass
 
     # --- what is left ---------------------------------------------------------------------
@@ -184,11 +221,15 @@ class Shooting:
                 held.append(f"lock {path.name}")
         return held
 
-    def _spec(self, scenario: str) -> DrillSpec:
-        return drill_of(self.plan, scenario)
+    def _spec(self, drill: str) -> DrillSpec:
+        return drill_of(self.plan, drill)
 
-    def _folder(self, scenario: str, run_id: str) -> Path:
-        return folder_of(self.home, self._spec(scenario).name, MONTH, run_id)
+    def _folder(self, drill: str, run_id: str) -> Path:
+        return folder_of(self.home, drill, MONTH, run_id)
+
+    def _is_complete(self, drill: str, folder: Path) -> bool:
+        ended = {line.get("stage") for line in _journal(folder) if line["event"] == "finished"}
+        return ended >= set(stages_of(self._spec(drill)))
 
 
 def _claim(folder: Path) -> str | None:
@@ -209,44 +250,42 @@ def _last_line(folder: Path) -> str:
     return " ".join(str(journal[-1].get(key, "")) for key in ("stage", "event")).strip()
 
 
-def _is_complete(folder: Path) -> bool:
-    journal = _journal(folder)
-    return {line.get("stage") for line in journal if line["event"] == "finished"} >= set(STAGES)
-
-
-def _processes(session: int, tokens: Collection[str]) -> list[psutil.Process]:
-    """What lives of a session, or carries one of these leases."""
-    return [process for process in psutil.process_iter() if _belongs(process, session, tokens)]
-
-
-def _belongs(process: psutil.Process, session: int, tokens: Collection[str]) -> bool:
-    try:
-        if process.status() == psutil.STATUS_ZOMBIE:
-            return False
-        carried = process.environ().get(ENVIRONMENT_NAME)
-        return carried in tokens or os.getsid(process.pid) == session
-    except (psutil.Error, OSError):
-        return False
-
-
-def _names(processes: Collection[psutil.Process]) -> list[str]:
-    return [f"process {process.pid}" for process in processes]
-
-
 def kills(home: Path, seed: int, random_count: int) -> Iterator[Row]:
-    """Both scenarios killed at each line of their journal, and `random_count` times at any time.
+    """Both data drills killed at each line of their journal, and `random_count` times at any time.
 
-    Each kill is followed by the next run of the same drill. Every fourth killed run itself is
+    Each kill is followed by the reaper or the other drill. Every fourth killed run itself is
     started again and runs to its end: `run_again` is its verdict.
     """
     rng = Random(seed)
-    shooting = Shooting(home, seed)
-    for scenario in SCENARIOS:
-        timeline = shooting.timeline(scenario)
+    shooting = Shooting.of_data(home, seed)
+    for drill, other in (DATA_DRILLS, DATA_DRILLS[::-1]):
+        timeline = shooting.timeline(drill)
         instants = timeline.boundaries() + timeline.random_instants(random_count // 2, rng)
         for number, instant in enumerate(instants):
             began = time.monotonic()
-            row = shooting.kill(scenario, instant, rng.choice(["reaper", "drill"]))
+            row = shooting.kill(drill, instant, rng.choice(["reaper", other]))
             again = number % 4 == 3 and row["claimed"] is None
-            row["run_again"] = str(shooting.run_again(scenario, row["run_id"])) if again else None
+            row["run_again"] = str(shooting.run(drill, row["run_id"])) if again else None
             yield row | {"seconds": time.monotonic() - began}
+
+
+def service_kills(
+    home: Path, seed: int, count: int, drills: Sequence[str] = SERVICE_DRILLS
+) -> Iterator[Row]:
+    """Drills on services killed `count` times in turn, at any time, every fourth by SIGINT.
+
+    After every fourth round they run from their start to their end: `run_again` is the verdict.
+    """
+    rng = Random(seed)
+    shooting = Shooting(home, services_plan_text(home))
+    timelines = {drill: shooting.timeline(drill) for drill in drills}
+    for number in range(count):
+        began = time.monotonic()
+        lap, turn = divmod(number, len(drills))
+        drill = drills[turn]
+        [instant] = timelines[drill].random_instants(1, rng)
+        by = signal.SIGINT if (lap + turn) % 4 == 3 else signal.SIGKILL
+        row = shooting.kill(drill, instant, by=by)
+        again = lap % 4 == 3
+        row["run_again"] = str(shooting.run(drill, new_run_id("again"))) if again else None
+        yield row | {"seconds": time.monotonic() - began}

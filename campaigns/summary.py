@@ -11,7 +11,7 @@ from campaigns.problems import scores
 from campaigns.story import false_alarms_a_year, story_scores
 from recovery_pipelines.checks import CRITERIA
 
-PARTS = ("injections", "clean_runs", "kills", "recommendations", "story")
+PARTS = ("injections", "clean_runs", "kills", "service_kills", "recommendations", "story")
 GOOD = 0.9
 """Precision and recall of the recommendations, and share of the story's problems said in time."""
 DECLARED_ALARMS = 0.5
@@ -62,9 +62,13 @@ def failures(tables: Mapping[str, pd.DataFrame]) -> list[str]:
         demand_none("false alarms on clean runs", rows[_alarmed(rows)], *where)
         unseen = lost & (rows["directory_structure_intact"] != "FAIL")
         demand_none("a tool's loss missed", rows[unseen], *where)
-    if "kills" in tables:
-        rows = tables["kills"]
-        where = ("scenario", "line", "delay_seconds", "reached")
+    for part in ("kills", "service_kills"):
+        if part not in tables:
+            continue
+        rows = tables[part]
+        where = ("drill", "by", "line", "delay_seconds", "reached")
+        late = rows[_filled(rows, "still_there")]
+        demand_none("something runs on after the exit", late, *where, "still_there")
         left = rows[_filled(rows, "leftovers")]
         demand_none("something is left after the next start", left, *where, "leftovers")
         lied = rows[(rows["claimed"] == "PASS") & ~rows["complete"]]
@@ -95,6 +99,7 @@ def summary(tables: Mapping[str, pd.DataFrame]) -> str:
         "injections": _injections,
         "clean_runs": _clean_runs,
         "kills": _kills,
+        "service_kills": _kills,
         "recommendations": _recommendations,
         "story": _story,
     }
@@ -200,15 +205,17 @@ def _kills(rows: pd.DataFrame) -> str:
     ended = int(rows["finished"].sum())
     rows = rows[~rows["finished"]]
     totals = []
-    for scenario, group in rows.groupby("scenario", sort=False):
+    for (drill, by), group in rows.groupby(["drill", "by"], sort=False):
         again = group["run_again"].dropna()
         totals.append(
             {
-                "scenario": scenario,
+                "drill": drill,
+                "by": by,
                 "kills": len(group),
                 "at a line of the journal": int((group["delay_seconds"] == 0).sum()),
                 "at any time": int((group["delay_seconds"] > 0).sum()),
                 "left something": int(_filled(group, "left_behind").sum()),
+                "seconds until nothing ran": _spread(group["gone_after_seconds"]),
                 "left after the next start": int(_filled(group, "leftovers").sum()),
                 "PASS claimed, not complete": int(
                     ((group["claimed"] == "PASS") & ~group["complete"]).sum()
@@ -222,7 +229,8 @@ def _kills(rows: pd.DataFrame) -> str:
         f"(95 % interval of the rate: {_interval(left, len(rows))}). "
         f"Not counted: {ended} drills that ended before their kill."
     )
-    return "\n\n".join(["## Kills", text, _table(totals)])
+    title = f"## Kills: {', '.join(rows['drill'].unique())}"
+    return "\n\n".join([title, text, _table(totals)])
 
 
 def _recommendations(rows: pd.DataFrame) -> str:
@@ -258,6 +266,10 @@ def _table(rows: Sequence[Mapping[str, object]]) -> str:
 
 def _markdown(table: pd.DataFrame) -> str:
     return str(table.to_markdown(index=False))
+
+
+def _spread(values: "pd.Series[float]") -> str:
+    return f"{values.median():.2f} ({values.min():.2f} to {values.max():.2f})"
 
 
 def _interval(count: int, total: int) -> str:

@@ -2,7 +2,7 @@
 
 `Namespaced` starts it and speaks to it from outside: one JSON object a line, in and out. The other
 functions are what such a module needs inside. Whatever it holds is gone when it ends; and it ends
-with whoever started it, because then its standard input closes.
+with whoever started it: the kernel kills it, and its standard input closes.
 """
 
 import functools
@@ -31,9 +31,13 @@ _NESTED_USER = "1000"
 
 
 def in_namespaces() -> list[str]:
-    """The command that starts a program as the first process of its own namespaces."""
+    """The command that starts a program as the first process of its own namespaces.
+
+    The kernel kills it, and with it all that is in there, when the thread that started it ends.
+    """
     user = () if os.geteuid() == 0 else ("--user", "--map-root-user")
-    return [find_tool("unshare", "util-linux"), *user, *_NAMESPACES, "--"]
+    dies_with_us = (find_tool("setpriv", "util-linux"), "--pdeathsig", "KILL", "--")
+    return [*dies_with_us, find_tool("unshare", "util-linux"), *user, *_NAMESPACES, "--"]
 
 
 def require_namespaces() -> None:

@@ -3,6 +3,7 @@
 import os
 import subprocess
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 
@@ -12,20 +13,21 @@ import pytest
 from campaigns import kills
 from campaigns.kills import Instant, Shooting, Timeline
 from campaigns.summary import failures
+from campaigns.traces import Traces, living, traces_of
 from recovery_pipelines.sandbox import Sandbox, reap
 from recovery_pipelines.verdict import Verdict
 
-SCENARIO = "corruption_recovery"
+DRILL, OTHER = kills.DATA_DRILLS
 
 
 @pytest.fixture(scope="module")
 def shooting(tmp_path_factory: pytest.TempPathFactory) -> Shooting:
-    return Shooting(tmp_path_factory.mktemp("kills") / "home", seed=5)
+    return Shooting.of_data(tmp_path_factory.mktemp("kills") / "home", seed=5)
 
 
 @pytest.fixture(scope="module")
 def timeline(shooting: Shooting) -> Timeline:
-    return shooting.timeline(SCENARIO)
+    return shooting.timeline(DRILL)
 
 
 def test_killed_at_step_boundaries_and_at_any_time(shooting: Shooting, timeline: Timeline) -> None:
@@ -37,9 +39,9 @@ def test_killed_at_step_boundaries_and_at_any_time(shooting: Shooting, timeline:
     instants = [*stages[:-1:2], *timeline.random_instants(3, Random(5))]
     rows = []
     for number, instant in enumerate(instants):
-        rows.append(shooting.kill(SCENARIO, instant, ("reaper", "drill")[number % 2]))
+        rows.append(shooting.kill(DRILL, instant, ("reaper", OTHER)[number % 2]))
         rows[-1]["run_again"] = None
-    rows[-1]["run_again"] = str(shooting.run_again(SCENARIO, rows[0]["run_id"]))
+    rows[-1]["run_again"] = str(shooting.run(DRILL, rows[0]["run_id"]))
     assert failures({"kills": pd.DataFrame(rows)}) == []
     assert len({row["reached"] for row in rows}) >= 5, "killed at different places"
     assert rows[-1]["run_again"] == Verdict.PASS
@@ -52,7 +54,7 @@ def test_without_the_reaper_something_is_left(
     shooting: Shooting, timeline: Timeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(kills, "reap", lambda home: [])
-    row = shooting.kill(SCENARIO, Instant(3), "reaper")
+    row = shooting.kill(DRILL, Instant(3))
     assert any("corruption_recovery_tar" in name for name in row["leftovers"])
     assert reap(shooting.home) != []
 
@@ -76,6 +78,13 @@ def orphan(tmp_path: Path) -> Iterator[tuple[str, int]]:
 
 def test_a_process_that_carries_the_lease_is_found(orphan: tuple[str, int]) -> None:
     token, pid = orphan
-    assert [process.pid for process in kills._processes(-1, {token})] == [pid]
-    assert [process.pid for process in kills._processes(pid, set())] == [pid]
-    assert kills._processes(-1, {"another"}) == []
+    nothing = Traces(-1, frozenset(), frozenset(), frozenset(), frozenset())
+    family = traces_of(pid)
+
+    def found(traces: Traces, *tokens: str) -> list[int]:
+        return [process.pid for process in living(traces, tokens)]
+
+    assert found(nothing, token) == [pid]
+    assert found(replace(nothing, session=pid)) == [pid]
+    assert found(replace(family, session=-1)) == [pid]
+    assert found(nothing, "another") == []
