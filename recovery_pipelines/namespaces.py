@@ -44,7 +44,10 @@ def require_namespaces() -> None:
     """Raises MissingCapability where a process cannot have namespaces of its own."""
     why = why_no_namespaces()
     if why:
-        raise MissingCapability(f"no namespaces can be made here: {why}")
+        raise MissingCapability(
+            f"no namespaces can be made here: {why}; run as root, or let ordinary users make "
+            "them (sysctl user.max_user_namespaces, and what else the system forbids them by)"
+        )
 
 
 def why_no_namespaces() -> str:

@@ -75,7 +75,7 @@ def network_was_cut(seen: Observed, kind: str) -> CheckResult:
     if not hurt:
         return CheckResult("network_was_cut", Verdict.UNVERIFIED, expected, "not measured")
     path = hurt[0]
-    slow = not _is_normal(path, seen.before)
+    slow = not carries_normally(path, seen.before)
     lossy = path["loss"] == 1.0 if kind in _TOTAL else 0 < path["loss"] < 1
     right = slow if kind == "rate_limit" else lossy
     found = f"{path['path']}: {path['loss']:.0%} lost, {_rate(path)}"
@@ -178,7 +178,7 @@ def _bandwidth_normal(seen: Observed, promise: Promise) -> _Judgement:
     known = {path["path"] for path in seen.before}
     if any(path["path"] not in known for path in seen.after):
         return Verdict.UNVERIFIED, expected, "not measured before the failure"
-    return _each(seen.after, expected, _rate, lambda path: _is_normal(path, seen.before))
+    return _each(seen.after, expected, _rate, lambda path: carries_normally(path, seen.before))
 
 
 def _no_split_brain(seen: Observed, promise: Promise) -> _Judgement:
@@ -229,7 +229,8 @@ def _each(
     return Verdict.PASS if all(map(right, paths)) else Verdict.FAIL, expected, found
 
 
-def _is_normal(path: Route, before: Sequence[Route]) -> bool:
+def carries_normally(path: Route, before: Sequence[Route]) -> bool:
+    """Whether it carries enough, compared with the same path before the failure."""
     known = {row["path"]: row["bits_per_second"] for row in before}
     return bool(path["bits_per_second"] >= _NORMAL_SHARE * known[path["path"]] > 0)
 

@@ -5,7 +5,6 @@ the clients of one drill.
 """
 
 import os
-import statistics
 import subprocess
 import time
 from collections.abc import Sequence
@@ -124,7 +123,7 @@ class _Laboratory:
             "accessible": host.call(lambda: measure.answers(address, PORT, _ANSWER_SECONDS)),
             "loss": echoes.loss,
             "latency_seconds": echoes.latency_seconds,
-            "bits_per_second": statistics.median(rates),
+            "bits_per_second": max(rates),  # the machine's load only ever slows a transfer
         }
 
     def do_cut(self, kind: str) -> dict[str, Any]:
