@@ -167,7 +167,10 @@ class Shooting:
     @contextlib.contextmanager
     def _victim(self, drill: str, run_id: str) -> Iterator[subprocess.Popen[str]]:
         process = subprocess.Popen(
-            [sys.executable, "-m", "campaigns.victim", self.plan_path, drill, run_id],
+            [
+                *("setpriv", "--pdeathsig", "KILL", "--"),
+                *(sys.executable, "-m", "campaigns.victim", self.plan_path, drill, run_id),
+            ],
             cwd=_ROOT,
             stdout=subprocess.PIPE,
             text=True,
