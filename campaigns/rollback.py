@@ -75,7 +75,7 @@ def break_at(spec: DrillSpec, number: int) -> Row | None:
     if trap.traces is None:
         return None
     home = spec.plan.data_home
-    things = [path.name for folder in ("sandboxes", "leases") for path in (home / folder).glob("*")]
+    things = [path.name for path in (*home.glob("sandboxes/*"), *home.glob("leases/*.json"))]
     record = read_record(folder_of(home, spec.name, MONTH, run_id))
     return {
         "drill": spec.name,
