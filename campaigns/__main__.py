@@ -2,8 +2,10 @@
 
 import logging
 import sys
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import click
 import pandas as pd
@@ -15,6 +17,7 @@ from campaigns.kills import kills, service_kills
 from campaigns.problems import HELD_OUT_SEEDS, problem_histories
 from campaigns.story import stories
 from campaigns.summary import PARTS, failures, summary
+from recovery_pipelines.matrix.run import keep_rows
 from recovery_pipelines.plan import find_plan, load_plan
 
 INJECTION_SEEDS = {"tar": range(1, 6), "restic": range(11, 16)}
@@ -25,6 +28,7 @@ STORY_SEEDS = range(101, 121)
 RANDOM_KILLS = 60
 SERVICE_KILLS = 120
 KILL_SEED = 1
+_KEEP_EVERY_SECONDS = 10
 
 
 @click.command()
@@ -83,7 +87,11 @@ def _kills(home: Path) -> Iterator[Row]:
 
 
 def _service_kills(home: Path) -> Iterator[Row]:
-    return service_kills(home / "services", KILL_SEED, SERVICE_KILLS)
+    """Goes on where it stopped: the first rows are those of earlier calls."""
+    path = home.parent / "service_kills.parquet"
+    earlier: list[Any] = pd.read_parquet(path).to_dict("records") if path.exists() else []
+    yield from earlier
+    yield from service_kills(home / "services", range(len(earlier), SERVICE_KILLS))
 
 
 def _recommendations(_home: Path) -> Iterator[Row]:
@@ -96,8 +104,8 @@ def _story(_home: Path) -> Iterator[Row]:
 
 def _keep(rows: Iterable[Row], path: Path) -> None:
     """Write the rows so far now and then, so that a campaign that is stopped leaves them."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     kept: list[Row] = []
+    kept_at = time.monotonic()
     for row in rows:
         kept.append(row)
         shown = (
@@ -114,9 +122,10 @@ def _keep(rows: Iterable[Row], path: Path) -> None:
         )
         words = [str(row[key]) for key in shown if key in row]
         click.echo(f"{len(kept):4} {' '.join(words)} {row['seconds']:.1f} s")
-        if len(kept) % 20 == 0:
-            pd.DataFrame(kept).to_parquet(path)
-    pd.DataFrame(kept).to_parquet(path)
+        if time.monotonic() > kept_at + _KEEP_EVERY_SECONDS:
+            keep_rows(path, pd.DataFrame(kept))
+            kept_at = time.monotonic()
+    keep_rows(path, pd.DataFrame(kept))
 
 
 if __name__ == "__main__":

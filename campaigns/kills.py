@@ -12,14 +12,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
 from campaigns.history import MONTH, drill_of, new_run_id, plan_text, services_plan_text
 from campaigns.injections import Row
-from campaigns.traces import Traces, living, remaining, traces_of
+from campaigns.traces import await_end, living, remaining, traces_of
 from recovery_pipelines.drills.lifecycle import open_drill
 from recovery_pipelines.drills.record import FILE_NAME as RECORD
 from recovery_pipelines.drills.record import folder_of, read_record
@@ -40,8 +40,6 @@ _CRITERIA = {"data_integrity": ["all_files_recovered"]}
 """One, since a drill spends most of its time in the self-tests of all six."""
 _ROOT = Path(__file__).parent.parent
 _VICTIM_TIMEOUT_SECONDS = 300.0
-_END_TIMEOUT_SECONDS = 10.0
-_LOOK_SECONDS = 0.05
 
 
 @dataclass(frozen=True)
@@ -112,7 +110,8 @@ class Shooting:
     ) -> Row:
         """Kill a drill, start what is next (`reaper` or the name of a drill), and say what is left.
 
-        `reached` is the journal's last line; `left_behind` what was there right after the exit,
+        `reached` is the journal's last line; `held` how many processes, namespaces and so on the
+        drill had when it was killed; `left_behind` what was there right after the exit,
         `gone_after_seconds` how long something still ran, was mounted or held, `still_there` what
         did not go by itself, `leftovers` what is there after the next start. After SIGINT, which a
         drill must clean up itself, the next start comes last, and `leftovers` is what was there
@@ -129,7 +128,7 @@ class Shooting:
             process.wait(_VICTIM_TIMEOUT_SECONDS)
         tokens = {path.stem for path in self.home.glob("leases/*.json")}
         left_behind = self._things() + [f"process {p.pid}" for p in living(traces, tokens)]
-        gone_after_seconds, still_there = self._await_end(traces, tokens)
+        gone_after_seconds, still_there = await_end(traces, self.home, tokens)
         if by is signal.SIGKILL:
             self._start_next(next_start)
         leftovers = self._things()
@@ -144,6 +143,7 @@ class Shooting:
             "delay_seconds": instant.delay_seconds,
             "reached": _last_line(folder),
             "finished": finished,
+            "held": traces.count,
             "left_behind": left_behind,
             "gone_after_seconds": gone_after_seconds,
             "still_there": still_there,
@@ -189,16 +189,6 @@ class Shooting:
         if instant.delay_seconds:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(instant.delay_seconds)  # the instant itself
-
-    def _await_end(self, traces: Traces, tokens: set[str]) -> tuple[float, list[str]]:
-        """Without a reaper: how long until nothing of the drill runs or is held, and what still
-        is after a patient while."""
-        began = time.monotonic()
-        while still_there := remaining(traces, self.home, tokens):
-            if time.monotonic() - began > _END_TIMEOUT_SECONDS:
-                break
-            time.sleep(_LOOK_SECONDS)
-        return time.monotonic() - began, still_there
 
     def _start_next(self, next_start: str) -> None:
         if next_start == "reaper":
@@ -273,20 +263,21 @@ def kills(home: Path, seed: int, random_count: int) -> Iterator[Row]:
 
 
 def service_kills(
-    home: Path, seed: int, count: int, drills: Sequence[str] = SERVICE_DRILLS
+    home: Path, numbers: Iterable[int], drills: Sequence[str] = SERVICE_DRILLS
 ) -> Iterator[Row]:
-    """Drills on services killed `count` times in turn, at any time, every fourth by SIGINT.
+    """Drills on services killed in turn, at any time, every fourth by SIGINT; one row a number.
 
     After every fourth round they run from their start to their end: `run_again` is the verdict.
     """
-    rng = Random(seed)
     shooting = Shooting(home, services_plan_text(home))
-    timelines = {drill: shooting.timeline(drill) for drill in drills}
-    for number in range(count):
+    timelines: dict[str, Timeline] = {}
+    for number in numbers:
         began = time.monotonic()
         lap, turn = divmod(number, len(drills))
         drill = drills[turn]
-        [instant] = timelines[drill].random_instants(1, rng)
+        if drill not in timelines:
+            timelines[drill] = shooting.timeline(drill)
+        [instant] = timelines[drill].random_instants(1, Random(number))
         by = signal.SIGINT if (lap + turn) % 4 == 3 else signal.SIGKILL
         row = shooting.kill(drill, instant, by=by)
         again = lap % 4 == 3

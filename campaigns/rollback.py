@@ -20,7 +20,7 @@ import psutil
 from campaigns.history import MONTH, drill_of, new_run_id, services_plan_text
 from campaigns.injections import Row
 from campaigns.kills import SERVICE_DRILLS
-from campaigns.traces import Traces, remaining, traces_of
+from campaigns.traces import Traces, await_end, traces_of
 from recovery_pipelines.drills.data_recovery import measure
 from recovery_pipelines.drills.lifecycle import open_drill
 from recovery_pipelines.drills.record import folder_of, read_record
@@ -82,8 +82,8 @@ def break_at(spec: DrillSpec, number: int) -> Row | None:
         "number": number,
         "place": trap.place,
         "verdict": str(record.verdict),
-        "held": len(trap.traces.processes) + len(trap.traces.namespaces),
-        "leftovers": things + remaining(trap.traces, home, ()),
+        "held": trap.traces.count,
+        "leftovers": things + await_end(trap.traces, home, ())[1],
     }
 
 

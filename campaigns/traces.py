@@ -6,6 +6,7 @@ the lease that it carries: nothing is taken for its own because it looks unused.
 
 import contextlib
 import os
+import time
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,8 @@ from recovery_pipelines.sandbox.lease import ENVIRONMENT_NAME
 _KINDS = ("net", "mnt", "pid", "ipc", "user")
 _CGROUPS = Path("/sys/fs/cgroup")
 _SHARED = Path("/dev/shm")
+_END_TIMEOUT_SECONDS = 10.0
+_LOOK_SECONDS = 0.05
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,12 @@ class Traces:
     """Those that we are not in."""
     shared: frozenset[Path]
     """Files in the machine's /dev/shm."""
+
+    @property
+    def count(self) -> int:
+        """How many things it held, itself aside."""
+        others = [process for process in self.processes if process.pid != self.session]
+        return len(others) + len(self.namespaces) + len(self.cgroups) + len(self.shared)
 
 
 def traces_of(process_id: int) -> Traces:
@@ -67,6 +76,19 @@ def remaining(traces: Traces, home: Path, tokens: Collection[str]) -> list[str]:
     ]
 
 
+def await_end(traces: Traces, home: Path, tokens: Collection[str]) -> tuple[float, list[str]]:
+    """Seconds until nothing of it runs or is held, and what still does after a patient while.
+
+    Parameters as for `remaining`.
+    """
+    began = time.monotonic()
+    while still_there := remaining(traces, home, tokens):
+        if time.monotonic() - began > _END_TIMEOUT_SECONDS:
+            break
+        time.sleep(_LOOK_SECONDS)
+    return time.monotonic() - began, still_there
+
+
 def living(traces: Traces, tokens: Collection[str]) -> list[psutil.Process]:
     """What lives of the process's family or session, or carries one of these leases."""
     return [process for process in psutil.process_iter() if _belongs(process, traces, tokens)]
@@ -74,13 +96,21 @@ def living(traces: Traces, tokens: Collection[str]) -> list[psutil.Process]:
 
 def _belongs(process: psutil.Process, traces: Traces, tokens: Collection[str]) -> bool:
     try:
-        if process.status() == psutil.STATUS_ZOMBIE:
+        if _has_ended(process):
             return False
         if process in traces.processes or os.getsid(process.pid) == traces.session:
             return True
         return process.environ().get(ENVIRONMENT_NAME) in tokens
     except (psutil.Error, OSError):
         return False
+
+
+def _has_ended(process: psutil.Process) -> bool:
+    """Whether only its exit status is left, for the machine's first process to collect."""
+    try:
+        return bool(process.status() == psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return True
 
 
 def _name(process: psutil.Process) -> str:
@@ -111,7 +141,7 @@ def _held(namespaces: Collection[str]) -> set[str]:
     """Those of these namespaces that any process on the machine holds."""
     if not namespaces:
         return set()
-    everyone = (process.pid for process in psutil.process_iter())
+    everyone = [process.pid for process in psutil.process_iter() if not _has_ended(process)]
     return {name for each in everyone for name in _namespaces_of(each) if name in namespaces}
 
 
