@@ -42,6 +42,7 @@ bench: .venv/installed-dev  ## Measure beside the peers (tools are installed)
 	$(BIN)/python benchmarks/bench_drill.py
 	$(BIN)/python benchmarks/bench_analysis.py
 	$(BIN)/python benchmarks/bench_detection.py
+	$(BIN)/python benchmarks/bench_monitoring.py
 
 campaign: .venv/installed-dev  ## Many injections, clean runs and kills
 	scripts/install-system-packages $(TEST_PACKAGES)
@@ -75,7 +76,7 @@ lock: .venv/installed-dev  ## Lock the dependencies anew
 		--no-strip-extras --no-emit-find-links --no-emit-index-url pyproject.toml --extra timestamp --extra ui --group build \
 		--output-file requirements.lock
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
-		--no-strip-extras --no-emit-find-links --no-emit-index-url pyproject.toml --extra timestamp --extra ui --extra postgres --extra tables --group build --group dev \
+		--no-strip-extras --no-emit-find-links --no-emit-index-url pyproject.toml --extra timestamp --extra ui --extra postgres --extra s3 --extra tables --group build --group dev \
 		--constraint requirements.lock --output-file requirements-dev.lock
 
 clean:  ## Remove what drills and tools wrote, not the results' home

@@ -6,9 +6,11 @@ from collections.abc import Callable
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import dagster as dg
 
+from campaigns.servers import S3_KEYS
 from recovery_pipelines.build import build_definitions
 from recovery_pipelines.monitoring.alerts import Change, conditions
 from recovery_pipelines.monitoring.application import ApplicationCollector
@@ -159,6 +161,22 @@ def effect_address(tmp_path: Path, drill: Any) -> None:
     assert dependency_states(tmp_path)["cache connectivity"] == "unknown"
     closed = {"cache": {"address": "redis://127.0.0.1:1"}}
     assert dependency_states(tmp_path, dependencies=closed)["cache connectivity"] == "failed"
+
+
+def effect_endpoint(tmp_path: Path, drill: Any) -> None:
+    """boto3 talks to what the plan names."""
+    with application() as app:
+        for port, said in ((app.port, "501"), (1, "Could not connect")):
+            bucket = {"address": "s3://b", "endpoint": f"http://127.0.0.1:{port}"}
+            found = monitoring(
+                tmp_path,
+                dependencies={"storage": bucket},
+                health_checks__dependency_checks__services=["storage"],
+                health_checks__dependency_checks__checks=["connectivity"],
+            )
+            with patch.dict(os.environ, S3_KEYS):
+                outcomes = DependencyCollector(found).collect()[1]
+            assert said in outcomes[0].detail
 
 
 def effect_storage(key: str, value: object, check: str) -> Effect:
@@ -333,6 +351,7 @@ EFFECTS: dict[str, Effect] = {
     "services.pid_file": effect_pid_file,
     "services.access_log": effect_access_log,
     "dependencies.address": effect_address,
+    "dependencies.endpoint": effect_endpoint,
     "dependencies.path": effect_storage("path", "/nonexistent", "storage connectivity"),
     "dependencies.slow_seconds": effect_storage("slow_seconds", 1e-9, "storage performance"),
     "dependencies.replicas": effect_replicas,

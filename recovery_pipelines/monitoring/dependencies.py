@@ -1,4 +1,4 @@
-"""Dependency checks: a database (PostgreSQL), a cache (Redis), storage (a folder).
+"""Dependency checks: a database (PostgreSQL), a cache (Redis), storage (a folder, or S3).
 
 Three questions to each: `connectivity` (does it answer), `performance` (fast enough), and
 `replication` (do its copies keep up). What nobody set up to be checked is unknown, not healthy.
@@ -8,13 +8,17 @@ import os
 import secrets
 import time
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from recovery_pipelines.monitoring.health import SideBySide, samples_of
 from recovery_pipelines.monitoring.sample import Outcome, Sample, State
 from recovery_pipelines.plan.monitoring import Dependency, Monitoring
+
+if TYPE_CHECKING:
+    from types_boto3_s3 import S3Client
 
 TIMEOUT_SECONDS = 10
 
@@ -72,7 +76,9 @@ def _server(check: str, dependency: Dependency) -> Answer:
         return _postgresql(check, dependency, address)
     if kind in ("redis", "rediss"):
         return _redis(check, dependency, address)
-    return "unknown", "the address is neither postgresql://… nor redis://…", None
+    if kind == "s3":
+        return _s3(check, dependency, address)
+    return "unknown", "the address is none of postgresql://…, redis://…, s3://…", None
 
 
 def _speed(began: float, dependency: Dependency) -> Answer:
@@ -88,7 +94,8 @@ _STANDBY = """
 SELECT (SELECT coalesce(status, 'in a state that only pg_monitor may see')
         FROM pg_stat_wal_receiver),
        CASE WHEN pg_last_wal_receive_lsn() = pg_last_wal_replay_lsn() THEN 0
-            ELSE extract(epoch FROM now() - pg_last_xact_replay_timestamp()) END
+            ELSE extract(epoch FROM now() - coalesce(
+                pg_last_xact_replay_timestamp(), pg_postmaster_start_time())) END
 """
 _PRIMARY = """
 SELECT count(*) FILTER (WHERE state = 'streaming'),
@@ -195,7 +202,7 @@ def _redis_replication(dependency: Dependency, info: dict[str, Any]) -> Answer:
     return judge_replicas(len(online), lag, dependency)
 
 
-# --- storage ------------------------------------------------------------------------------
+# --- storage: a folder --------------------------------------------------------------------
 
 
 def _storage(check: str, dependency: Dependency, path: Path) -> Answer:
@@ -221,6 +228,95 @@ def _storage(check: str, dependency: Dependency, path: Path) -> Answer:
     if check == "performance":
         return _speed(began, dependency)
     return "ok", "writable and readable", time.monotonic() - began
+
+
+# --- storage: S3 --------------------------------------------------------------------------
+
+_MARKER = ".recovery-monitor-replication"
+
+
+def _s3(check: str, dependency: Dependency, address: str) -> Answer:
+    """Write a small object, read it back, remove it; or ask whether objects are replicated."""
+    try:
+        from botocore.exceptions import BotoCoreError, ClientError
+    except ImportError:
+        return "unknown", "boto3 is missing: pip install recovery-pipelines[s3]", None
+    parts = urlsplit(address)
+    bucket, prefix = parts.netloc, parts.path.lstrip("/")
+    began = time.monotonic()
+    try:
+        client = _s3_client(dependency.endpoint)
+        if check == "replication":
+            return _s3_replication(client, bucket, prefix + _MARKER, dependency)
+        key, content = (
+            f"{prefix}.recovery-monitor-{secrets.token_hex(8)}",
+            secrets.token_bytes(4096),
+        )
+        try:
+            client.put_object(Bucket=bucket, Key=key, Body=content)
+            same = client.get_object(Bucket=bucket, Key=key)["Body"].read() == content
+        finally:
+            client.delete_object(Bucket=bucket, Key=key)
+    except ClientError as error:
+        return "failed", f"{bucket}: {error.response['Error'].get('Code', 'refused')}", None
+    except (BotoCoreError, ValueError) as error:
+        return "failed", f"{bucket}: {_first_line(error, address)}", None
+    if not same:
+        return "failed", f"{bucket}: what was written reads back differently", None
+    if check == "performance":
+        return _speed(began, dependency)
+    return "ok", "writable and readable", time.monotonic() - began
+
+
+@cache
+def _s3_client(endpoint: str | None) -> "S3Client":
+    """One for all looks: making it costs more than using it. boto3 finds the credentials itself:
+    in the environment, its files, or the machine's role."""
+    import boto3
+    from botocore.config import Config
+
+    config = Config(
+        connect_timeout=TIMEOUT_SECONDS,
+        read_timeout=TIMEOUT_SECONDS,
+        retries={"total_max_attempts": 1},  # more would hide what a user sees
+    )
+    session = boto3.session.Session()  # of our own: checks run in threads, boto3's is shared
+    return session.client("s3", endpoint_url=endpoint, config=config)
+
+
+def _s3_replication(client: "S3Client", bucket: str, marker: str, dependency: Dependency) -> Answer:
+    """What the bucket says of an object that the look before wrote."""
+    from botocore.exceptions import ClientError
+
+    try:
+        client.get_bucket_replication(Bucket=bucket)
+    except ClientError as error:
+        if error.response["Error"].get("Code") != "ReplicationConfigurationNotFoundError":
+            raise
+        return judge_replicas(0, 0.0, dependency)
+    state, age_seconds = "", 0.0
+    try:
+        found = client.head_object(Bucket=bucket, Key=marker)
+        state = found.get("ReplicationStatus", "it does not say")
+        age_seconds = time.time() - found["LastModified"].timestamp()
+    except ClientError as error:
+        if error.response["Error"].get("Code") != "404":
+            raise
+    if state != "PENDING":
+        client.put_object(Bucket=bucket, Key=marker, Body=b"")
+    return judge_object(state, age_seconds, dependency)
+
+
+def judge_object(state: str, age_seconds: float, dependency: Dependency) -> Answer:
+    """The answer of a bucket with replication: the state of an object written `age_seconds` ago,
+    empty if there was none yet."""
+    if state == "COMPLETED":
+        return "ok", "the newest object was replicated", None
+    if state == "PENDING":
+        return judge_lag(age_seconds, dependency, "an object waits to be replicated")
+    if state == "FAILED":
+        return "failed", "an object was not replicated", None
+    return "unknown", f"replication is configured; of an object: {state or 'none yet'}", None
 
 
 def _first_line(error: Exception, address: str) -> str:

@@ -256,7 +256,10 @@ class Dependency(Strict):
     """Where a dependency is, and what it must be able to do."""
 
     address: str | None = None
-    """postgresql://… or redis://…; `env:NAME` keeps one with a password out of the plan."""
+    """postgresql://… or redis://…; `env:NAME` keeps one with a password out of the plan.
+    storage: s3://bucket or s3://bucket/prefix/."""
+    endpoint: str | None = None
+    """S3: the server's http(s)://…, where it is not Amazon's."""
     path: Path | None = None
     """storage: a folder that must be writable."""
     slow_seconds: PositiveFloat = 1.0
@@ -273,17 +276,26 @@ class Dependency(Strict):
         if self.address and not self.address.startswith("env:"):
             try:
                 parts = urlsplit(self.address)
-                known = parts.scheme in ("postgresql", "redis", "rediss")
+                known = parts.scheme in ("postgresql", "redis", "rediss", "s3")
                 secret = bool(parts.password) or "password=" in parts.query
             except ValueError:
                 known, secret = False, False
             if not known:
                 raise ValueError(
-                    "address must be postgresql://…, redis://…, rediss://… or env:NAME"
+                    "address must be postgresql://…, redis://…, rediss://…, s3://… or env:NAME"
                 )
             if secret:
                 raise ValueError("an address with a password stands in the environment: env:NAME")
+        if self.endpoint is not None:
+            if not (self.address or "").startswith("s3://"):
+                raise ValueError("`endpoint` belongs to an address s3://…")
+            if not re.fullmatch(r"https?://[^@\s]+", self.endpoint):
+                raise ValueError("endpoint must be http(s)://host, without a password")
         return self
+
+    @property
+    def is_storage(self) -> bool:
+        return self.path is not None or (self.address or "").startswith("s3://")
 
 
 class Monitoring(Strict):
@@ -301,10 +313,12 @@ class Monitoring(Strict):
     health_checks: HealthChecks = HealthChecks()
 
     @model_validator(mode="after")
-    def _storage_is_a_path(self) -> Self:
+    def _storage_is_storage(self) -> Self:
         for name, dependency in self.dependencies.items():
-            if (name == "storage") != (dependency.path is not None):
-                raise ValueError(f"{name}: storage has a `path`; database and cache an `address`")
+            if (name == "storage") != dependency.is_storage:
+                raise ValueError(
+                    f"{name}: storage has a `path` or an address s3://…, database and cache another"
+                )
         return self
 
     @field_validator("limits")

@@ -1,14 +1,17 @@
 """The default stack's HTTP application: `/health` writes to and reads from both its stores.
 
-`/alive` says only that the process answers, so that a broken store does not restart it.
+`/alive` says only that the process answers, so that a broken store does not restart it; `/metrics`
+is for monitoring.
 Run as `python -m recovery_pipelines.services.application --port 8080 [--postgres P] [--redis P]`.
 """
 
 import argparse
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import psycopg
 import redis
+from prometheus_client import CollectorRegistry, Counter, Histogram, Summary, generate_latest
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
@@ -40,9 +43,16 @@ def visit(postgres_port: int | None, redis_port: int | None) -> None:
 
 def serve(port: int, postgres_port: int | None, redis_port: int | None) -> None:
     """Answer until killed."""
+    registry = CollectorRegistry()
+    took = Histogram("http_request_duration_seconds", "Of each request", registry=registry)
+    done = Counter("http_requests", "By status", ["status"], registry=registry)
+    sent = Summary("http_response_size_bytes", "Of all bodies", registry=registry)
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
+            if self.path == "/metrics":
+                return self._answer(200, generate_latest(registry))
+            began = time.monotonic()
             status, text = 200, "ok"
             if self.path == "/health":
                 try:
@@ -50,8 +60,13 @@ def serve(port: int, postgres_port: int | None, redis_port: int | None) -> None:
                 except (psycopg.Error, redis.RedisError, OSError) as error:
                     status, text = 503, f"{type(error).__name__}: {error}"
             elif self.path != "/alive":
-                status, text = 404, "known here: /health, /alive"
-            body = text.encode()
+                status, text = 404, "known here: /health, /alive, /metrics"
+            self._answer(status, text.encode())
+            took.observe(time.monotonic() - began)
+            done.labels(status).inc()
+            sent.observe(len(text.encode()))
+
+        def _answer(self, status: int, body: bytes) -> None:
             self.send_response(status)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
