@@ -19,8 +19,14 @@ from recovery_pipelines.drills import partial_failure as partial_failure_steps
 from recovery_pipelines.drills import service_checks
 from recovery_pipelines.drills.record import DrillRecord
 from recovery_pipelines.drills.scenarios import carry_out_steps
-from recovery_pipelines.drills.service_checks import degraded_clients
+from recovery_pipelines.drills.service_checks import (
+    FEWEST_ANSWERS,
+    Promise,
+    degraded_clients,
+    judge,
+)
 from recovery_pipelines.errors import MissingCapability, ServiceError
+from recovery_pipelines.monitoring.baseline import Usual
 from recovery_pipelines.namespaces import require_namespaces
 from recovery_pipelines.sandbox import Sandbox
 from recovery_pipelines.services.host import Machine, can_loop
@@ -30,7 +36,7 @@ from recovery_pipelines.services.stack import resolve
 from recovery_pipelines.verdict import CheckResult, Verdict
 from tests import pair_effects, stack_effects
 from tests.plans import MONTH
-from tests.stack_effects import SERVICES, spec_of
+from tests.stack_effects import SERVICES, seen, spec_of
 
 needs_root = pytest.mark.skipif(not can_loop(), reason="a power cut needs root and loop devices")
 
@@ -182,6 +188,18 @@ def test_losses_are_counted() -> None:
     assert (wrong.lost, wrong.wrong) == (0, 1)
     late = compare(acknowledged, {n: rows[n] for n in range(9)}, cut_at=8.5)
     assert (late.acknowledged, late.lost) == (9, 0), "what came after the cut was not promised"
+
+
+def test_a_monitored_service_is_compared_with_what_monitoring_knows() -> None:
+    after = {"client-application": [0.03] * FEWEST_ANSWERS, "client-cache": [0.03] * FEWEST_ANSWERS}
+    observed = seen(after=after)
+    for usual, verdict in ((None, Verdict.PASS), (0.02, Verdict.PASS), (0.01, Verdict.FAIL)):
+        known = {"client-application": Usual(1000, usual)} if usual else {}
+        promise = Promise(may_lose_seconds={}, response_seconds=0.1, usual=known)
+        result = judge("response_times_normal", observed, promise)
+        assert result.verdict is verdict
+        assert ("of 1000 requests" in result.found) is bool(usual)
+        assert "client-cache: 30.0 ms (not monitored)" in result.found
 
 
 def test_degradation_has_the_stated_error_rate_and_power() -> None:

@@ -15,6 +15,7 @@ import scipy
 from recovery_pipelines.checks import Canary, self_test_verdict
 from recovery_pipelines.drills.system import System
 from recovery_pipelines.errors import ServiceError
+from recovery_pipelines.monitoring.baseline import DAYS, Usual
 from recovery_pipelines.services.ledger import Comparison, compare
 from recovery_pipelines.services.stack import Service, postgres_tool
 from recovery_pipelines.verdict import CheckResult, Verdict
@@ -39,6 +40,8 @@ class Promise:
     """By store: nothing that was acknowledged before this monotonic time may be lost."""
     loss_is_unproven: str = ""
     """Why a loss could not have shown; empty if it could."""
+    usual: Mapping[str, Usual] = field(default_factory=dict)
+    """By client of a monitored service: the response times that monitoring has stored."""
 
 
 @dataclass(frozen=True)
@@ -148,13 +151,30 @@ def _checksums_match(seen: Observed, promise: Promise) -> _Judgement:
 def _response_times_normal(seen: Observed, promise: Promise) -> _Judgement:
     limit = promise.response_seconds
     expected = f"{_QUANTILE:.0%} of each client's requests answered within {limit:g} s, no error"
+    if promise.usual:
+        expected += (
+            f"; of a monitored service within {SLOWER_FACTOR:g} times what {_QUANTILE:.0%} of its "
+            f"requests took in the last {DAYS} days"
+        )
     if not _enough(seen.after):
         return Verdict.UNVERIFIED, expected, _too_few(seen.after)
     slowest = {name: _quantile(seconds) for name, seconds in seen.after.items()}
-    found = "; ".join(f"{name}: {value * 1000:.1f} ms" for name, value in slowest.items())
+    limits = {
+        name: min(limit, SLOWER_FACTOR * usual.p95_seconds) for name, usual in promise.usual.items()
+    }
+    found = "; ".join(
+        f"{name}: {value * 1000:.1f} ms ({_comparison(promise.usual.get(name))})"
+        for name, value in slowest.items()
+    )
     found += f"; {seen.errors_after} errors"
-    normal = max(slowest.values()) <= limit and seen.errors_after == 0
-    return (Verdict.PASS if normal else Verdict.FAIL), expected, found
+    normal = all(value <= limits.get(name, limit) for name, value in slowest.items())
+    return (Verdict.PASS if normal and not seen.errors_after else Verdict.FAIL), expected, found
+
+
+def _comparison(usual: Usual | None) -> str:
+    if usual is None:
+        return "not monitored"
+    return f"monitored: {usual.p95_seconds * 1000:.1f} ms of {usual.requests} requests"
 
 
 def _no_degradation(seen: Observed, promise: Promise) -> _Judgement:
@@ -236,6 +256,13 @@ def self_test(
     expect("no_degradation", "answers made three times slower", replace(seen, after=slow))
     late = {name: [promise.response_seconds * 2] * len(v) for name, v in seen.after.items()}
     expect("response_times_normal", "answers made late", replace(seen, after=late))
+    unusual = {
+        name: [usual.p95_seconds * SLOWER_FACTOR * 1.5] * len(seen.after.get(name, []))
+        for name, usual in promise.usual.items()
+    }
+    if unusual:
+        unlike = replace(seen, after={**seen.after, **unusual})
+        expect("response_times_normal", "answers slower than monitoring knows them", unlike)
     for client in system.stores:
         harm = _harm_rows(system, client.service, acknowledged[client.service.name], at)
         name = client.service.name

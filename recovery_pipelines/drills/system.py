@@ -15,11 +15,15 @@ from recovery_pipelines.services import ledger
 from recovery_pipelines.services.host import Machine
 from recovery_pipelines.services.stack import Service, postgres_tool, resolve
 
-_STORES = ("postgres", "redis")
+STORES = ("postgres", "redis")
 _LOOK_SECONDS = 0.02
 _NUMBERS_PER_ROUND = 10_000_000
 """Each round of clients numbers its rows from a multiple of this."""
 HOST = "127.0.0.1"
+
+
+def client_name(service: str) -> str:
+    return f"client-{service}"
 
 
 @dataclass
@@ -33,7 +37,7 @@ class Client:
 
     @property
     def name(self) -> str:
-        return f"client-{self.service.name}"
+        return client_name(self.service.name)
 
     def answers(self) -> pd.DataFrame:
         """One row per finished request: `number`, `began`, `ended` (monotonic seconds), `error`."""
@@ -147,7 +151,7 @@ class System:
     @property
     def stores(self) -> list[Client]:
         """The clients whose writes can be read back."""
-        return [client for client in self.clients if client.kind in _STORES]
+        return [client for client in self.clients if client.kind in STORES]
 
     def rows(self, client: Client) -> dict[int, str]:
         """Every numbered row that the store holds. Raises ServiceError if it cannot be read."""
@@ -204,6 +208,6 @@ def answer_table(system: System, since: float) -> Iterator[dict[str, object]]:
 
 
 def _client_kind(service: Service) -> str:
-    if service.kind in _STORES:
+    if service.kind in STORES:
         return service.kind
     return "http" if service.health.kind == "http" else ""

@@ -18,8 +18,9 @@ from recovery_pipelines.drills.service_checks import (
     self_test,
     warm,
 )
-from recovery_pipelines.drills.system import System, answer_table, system_of
+from recovery_pipelines.drills.system import STORES, System, answer_table, client_name, system_of
 from recovery_pipelines.errors import ServiceError
+from recovery_pipelines.monitoring.baseline import usual_response_times
 from recovery_pipelines.plan import DrillSpec
 from recovery_pipelines.plan.model import VOLUME_DESTROYED
 from recovery_pipelines.services.stack import rank
@@ -150,6 +151,13 @@ def promise_of(
         response_seconds=stack.response_seconds,
         backed_up_at=backed_up_at or {},
         loss_is_unproven=loss_is_unproven,
+        usual={
+            client_name(name): usual
+            for name, usual in usual_response_times(
+                spec.plan.data_home, spec.plan.monitoring, time.time()
+            ).items()
+            if name in stack.services and stack.services[name].kind not in STORES
+        },
     )
 
 
