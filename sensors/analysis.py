@@ -11,6 +11,6 @@ def build(assets: Sequence[dg.AssetsDefinition]) -> dg.AutomationConditionSensor
         "recovery_analysis",
         target=dg.AssetSelection.assets(*(key for asset in assets for key in asset.keys)),
         default_status=dg.DefaultSensorStatus.RUNNING,
-        minimum_interval_seconds=30,
+        minimum_interval_seconds=60,
         description="Makes the tables of the analysis and the reports anew when a drill has ended.",
     )

@@ -101,13 +101,18 @@ def _daily_sensor(plan: Plan, monitoring: Monitoring, daily: AnyJob) -> dg.Senso
         job=daily,
         minimum_interval_seconds=_DAILY_LOOK_SECONDS,
         default_status=_default_status(monitoring),
-        description="Rolls up every finished day, once, and removes what is too old.",
+        description="Rolls up every finished day, and removes what is too old.",
     )
     def roll_up_finished_days(
         context: dg.SensorEvaluationContext,
     ) -> dg.SensorResult | dg.SkipReason:
-        days = finished_days(plan.data_home, time.time())
-        requests = [dg.RunRequest(run_key=str(day), partition_key=str(day)) for day in days]
+        now = time.time()
+        days = finished_days(plan.data_home, now)
+        # A day whose run failed is still there, and is tried again in the next hour.
+        requests = [
+            dg.RunRequest(run_key=f"{day} {now // 3600:.0f}", partition_key=str(day))
+            for day in days
+        ]
         return dg.SensorResult(run_requests=requests) if days else dg.SkipReason("no finished day")
 
     return roll_up_finished_days

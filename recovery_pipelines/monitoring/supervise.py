@@ -25,7 +25,8 @@ from recovery_pipelines.files import replacing
 from recovery_pipelines.monitoring.store import FOLDER
 from recovery_pipelines.plan.monitoring import Monitoring
 
-LEASE_SECONDS = 300
+LEASE_SECONDS = 900
+"""On a crowded machine Dagster was seen up to 9 minutes late."""
 _STOP_SECONDS = 10
 _LOG_BYTES = 1_000_000
 
