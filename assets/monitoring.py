@@ -1,4 +1,5 @@
-"""Monitoring: the state of everything that is measured, the days' aggregates, and retention."""
+"""Monitoring: the state of everything that is measured, the days' aggregates, what was unusual in
+them, and retention."""
 
 import time
 from collections.abc import Iterator
@@ -10,7 +11,8 @@ import dagster as dg
 from recovery_pipelines.errors import RecoveryError
 from recovery_pipelines.monitoring import rollup
 from recovery_pipelines.monitoring.alerts import conditions
-from recovery_pipelines.monitoring.picture import picture
+from recovery_pipelines.monitoring.anomalies import SHOWN_DAYS, WARM_UP_POINTS, find_anomalies
+from recovery_pipelines.monitoring.picture import picture, picture_of_events
 from recovery_pipelines.monitoring.status import section_table
 from recovery_pipelines.orchestration.health import VIEWS, check_results
 from recovery_pipelines.orchestration.partitions import DAYS
@@ -19,14 +21,15 @@ from recovery_pipelines.plan.monitoring import Monitoring
 
 GROUP = "monitoring"
 AGGREGATES = "metric_aggregates"
+ANOMALIES = "metric_anomalies"
 RETENTION = "metric_retention"
 _SHOWN_SECONDS = 24 * 3600
 
 
 def build(home: Path, monitoring: Monitoring) -> list[dg.AssetsDefinition]:
-    """One asset per section, the aggregates of each day, and the retention."""
+    """One asset per section, the aggregates of each day, what was unusual, and the retention."""
     views = [_view(home, monitoring, section) for section in VIEWS]
-    return [*views, _aggregates(home), _retention(home, monitoring)]
+    return [*views, _aggregates(home), _anomalies(home, monitoring), _retention(home, monitoring)]
 
 
 def _view(home: Path, monitoring: Monitoring, section: str) -> dg.AssetsDefinition:
@@ -52,7 +55,7 @@ def _view(home: Path, monitoring: Monitoring, section: str) -> dg.AssetsDefiniti
                 **numbers(newest),
                 "last_day": table(shown),
                 **{
-                    metric: dg.MetadataValue.md(f"![{metric}](data:image/png;base64,{image})")
+                    metric: _image(metric, image)
                     for metric, image in picture(home, section, now - _SHOWN_SECONDS, now).items()
                 },
             },
@@ -68,6 +71,10 @@ def _view(home: Path, monitoring: Monitoring, section: str) -> dg.AssetsDefiniti
         )
 
     return view
+
+
+def _image(name: str, png: str) -> dg.MarkdownMetadataValue:
+    return dg.MetadataValue.md(f"![{name}](data:image/png;base64,{png})")
 
 
 def _aggregates(home: Path) -> dg.AssetsDefinition:
@@ -120,6 +127,73 @@ def _aggregates(home: Path) -> dg.AssetsDefinition:
     return metric_aggregates
 
 
+def _anomalies(home: Path, monitoring: Monitoring) -> dg.AssetsDefinition:
+    @dg.asset(
+        name=ANOMALIES,
+        group_name=GROUP,
+        deps=[dg.AssetDep(AGGREGATES, partition_mapping=dg.LastPartitionMapping())],
+        check_specs=[
+            dg.AssetCheckSpec(
+                "within_alert_budget",
+                asset=ANOMALIES,
+                description="No more events than about one per series and month, which is chance.",
+            ),
+            dg.AssetCheckSpec(
+                "no_unusual_value_over_its_limit",
+                asset=ANOMALIES,
+                description="Nothing was both unusual and above a limit of the plan.",
+            ),
+        ],
+        description=f"Unusual 5-minute values of {SHOWN_DAYS} days, one event per episode. "
+        f"A series with fewer than {WARM_UP_POINTS} values has only its limits.",
+        code_version="1",
+    )
+    def metric_anomalies() -> Iterator[dg.MaterializeResult[None]]:
+        found = find_anomalies(home, monitoring, time.time())
+        over_limit = found.events[found.events["over_limit"].astype(bool)]
+        image = picture_of_events(found)
+        yield dg.MaterializeResult(
+            metadata={
+                "dagster/row_count": len(found.events),
+                "series_judged": found.judged,
+                "series_warming_up": found.warming_up,
+                "expected_by_chance": found.expected_by_chance,
+                "events": table(found.events),
+                **({"worst": _image("worst", image)} if image else {}),
+            },
+            check_results=[
+                dg.AssetCheckResult(
+                    check_name=name,
+                    passed=bool(found.judged) and not wrong,
+                    severity=severity if found.judged else dg.AssetCheckSeverity.WARN,
+                    metadata={
+                        "verdict": ("FAIL" if wrong else "PASS") if found.judged else "UNVERIFIED",
+                        "expected": expected,
+                        "found": f"{count} in {found.judged} series",
+                    },
+                )
+                for name, wrong, severity, expected, count in (
+                    (
+                        "within_alert_budget",
+                        found.over_budget,
+                        dg.AssetCheckSeverity.WARN,
+                        f"about {found.expected_by_chance:.1f}, the rate of false events",
+                        len(found.events),
+                    ),
+                    (
+                        "no_unusual_value_over_its_limit",
+                        len(over_limit) > 0,
+                        dg.AssetCheckSeverity.ERROR,
+                        "none",
+                        len(over_limit),
+                    ),
+                )
+            ],
+        )
+
+    return metric_anomalies
+
+
 def _retention(home: Path, monitoring: Monitoring) -> dg.AssetsDefinition:
     retention = monitoring.metrics_collection.system_metrics.retention
 
@@ -134,19 +208,21 @@ def _retention(home: Path, monitoring: Monitoring) -> dg.AssetsDefinition:
                 description="What is too old is gone, what is not is there.",
             )
         ],
-        description=f"Removes raw data older than {retention.raw_data.days} days and aggregates "
-        f"older than {retention.aggregated.days} days.",
+        description="Makes one file of each month's aggregates. Removes raw data older than "
+        f"{retention.raw_data.days} days, aggregates older than {retention.aggregated.days} days.",
         code_version="1",
     )
     def metric_retention() -> Iterator[dg.MaterializeResult[None]]:
         now = time.time()
         before = rollup.kept_days(home)
         pruned = rollup.prune(home, retention, now)
+        months = rollup.compact(home, now)
         wrong = rollup.retention_problems(home, retention, before, now)
         yield dg.MaterializeResult(
             metadata={
                 "removed": len(pruned.removed),
                 "removed_files": dg.MetadataValue.text("\n".join(pruned.removed) or "none"),
+                "months_made_one_file": ", ".join(months) or "none",
                 "stopped_by": pruned.stopped_by or "nothing",
             },
             check_results=[

@@ -1,18 +1,17 @@
 """Monitoring: nothing doubled, nothing invented, numbers right, and every check can go red."""
 
-import shutil
-import signal
-import socket
 import subprocess
 import sys
 import time
 import urllib.request
-from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -20,17 +19,30 @@ from prometheus_client.openmetrics import parser as openmetrics
 
 from recovery_pipelines.errors import RecoveryError
 from recovery_pipelines.monitoring.alerts import Condition, changes, state_of
+from recovery_pipelines.monitoring.anomalies import episodes, find_anomalies, scores
 from recovery_pipelines.monitoring.application import (
     AccessLogSource,
     ApplicationCollector,
     sketch_of_histogram,
 )
+from recovery_pipelines.monitoring.baseline import usual_response_times
 from recovery_pipelines.monitoring.export import serve
-from recovery_pipelines.monitoring.history import newest_outcomes, read_day, ticks
+from recovery_pipelines.monitoring.history import (
+    bounds,
+    day_of,
+    newest_outcomes,
+    raw_path,
+    read_day,
+    ticks,
+)
+from recovery_pipelines.monitoring.picture import picture_of_events
 from recovery_pipelines.monitoring.rollup import (
+    STEP_SECONDS,
     accept_clock,
+    aggregate,
     aggregated_path,
     aggregates,
+    compact,
     differences,
     kept_days,
     prune,
@@ -44,19 +56,21 @@ from recovery_pipelines.monitoring.store import Tick, Writer, connect
 from recovery_pipelines.monitoring.supervise import ensure_running, running, want
 from recovery_pipelines.plan.monitoring import Retention
 from tests.dagster_dev import wait_for
-from tests.monitoring_effects import LOG_LINE, dependency_states, monitoring, values
+from tests.monitoring_effects import LOG_LINE, monitoring, values
 
 DAY = date(2026, 6, 19)
 BEGIN = datetime(2026, 6, 19, tzinfo=UTC).timestamp()
 NEXT_DAY_NOON = BEGIN + 1.5 * 86400
 
 
-def fill(home: Path, values: list[float | None], step_seconds: float = 60.0) -> None:
-    """One system tick per value, from the begin of DAY, and a distribution beside each."""
+def fill(
+    home: Path, values: list[float | None], step_seconds: float = 60.0, begin: float = BEGIN
+) -> None:
+    """One system tick per value, from `begin`, and a distribution beside each."""
     with connect(home) as connection:
         writer = Writer(connection)
         for number, value in enumerate(values):
-            at = BEGIN + number * step_seconds
+            at = begin + number * step_seconds
             spread = sketch_of([0.1, 0.2, 0.4])
             samples = [
                 Sample("cpu.usage", "", value),
@@ -185,10 +199,10 @@ def test_a_day_that_is_not_over_or_empty_is_refused(tmp_path: Path) -> None:
         roll_up(tmp_path, DAY - timedelta(days=1), NEXT_DAY_NOON)
 
 
-def day_files(home: Path, days: int) -> None:
-    for age in range(1, days + 1):
+def day_files(home: Path, days: int, last: date = DAY - timedelta(days=1)) -> None:
+    for age in range(days):
         for folder in ("raw", "aggregated"):
-            path = home / "monitoring" / folder / f"{DAY - timedelta(days=age)}.parquet"
+            path = home / "monitoring" / folder / f"{last - timedelta(days=age)}.parquet"
             path.parent.mkdir(parents=True, exist_ok=True)
             path.touch()
 
@@ -237,6 +251,121 @@ def test_ninety_days_answer_from_their_aggregates(tmp_path: Path) -> None:
     rows = aggregates(tmp_path, "network.latency", DAY, DAY + timedelta(days=2))
     exact = float(np.quantile(np.concatenate(every), 0.95, method="lower"))
     assert quantile_of(rows, 0.95) == pytest.approx(exact, rel=1.01 * RELATIVE_ERROR)
+
+
+def test_past_months_become_one_file_each_and_read_the_same(tmp_path: Path) -> None:
+    days = [date(2026, 4, 29), date(2026, 4, 30), date(2026, 5, 1), date(2026, 6, 19)]
+    for day in days:
+        fill(tmp_path, [1.0, None, float(day.day)], begin=bounds(day)[0])
+        roll_up(tmp_path, day, NEXT_DAY_NOON)
+
+    def read() -> list[pd.DataFrame]:
+        spans = [(days[0], days[-1]), (days[1], days[2])]
+        return [aggregates(tmp_path, m, *s) for m in ("cpu.usage", "response_times") for s in spans]
+
+    before, kept = read(), kept_days(tmp_path)
+    assert compact(tmp_path, NEXT_DAY_NOON) == [], "raw data is still there"
+    for day in days[:3]:
+        raw_path(tmp_path, day).unlink()
+    daily = {path: path.read_bytes() for path in (tmp_path / "monitoring/aggregated").iterdir()}
+    assert compact(tmp_path, NEXT_DAY_NOON) == ["2026-04", "2026-05"]
+    names = sorted(path.name for path in (tmp_path / "monitoring/aggregated").iterdir())
+    assert names == ["2026-04.parquet", "2026-05.parquet", "2026-06-19.parquet"]
+
+    def same() -> bool:
+        pairs = zip(read(), before, strict=True)
+        return all(new.equals(old) for new, old in pairs)
+
+    assert same()
+    assert kept_days(tmp_path) >= {entry for entry in kept if entry[0] == "aggregated"}
+    for path, content in daily.items():
+        path.write_bytes(content)
+    assert same(), "broken off before the days' files went: none counts twice"
+    assert compact(tmp_path, NEXT_DAY_NOON) == ["2026-04", "2026-05"]
+    assert same()
+    fill(tmp_path, [1.0], begin=bounds(days[0])[0])
+    with pytest.raises(RecoveryError, match="raw data is gone"):
+        roll_up(tmp_path, days[0], NEXT_DAY_NOON)
+
+
+def test_a_month_leaves_as_a_whole_when_its_last_day_is_too_old(tmp_path: Path) -> None:
+    fill(tmp_path, [1.0])
+    roll_up(tmp_path, DAY, NEXT_DAY_NOON)
+    raw_path(tmp_path, DAY).unlink()
+    compact(tmp_path, bounds(date(2026, 7, 1))[0])
+    retention = Retention(raw_data="1d", aggregated="2d")
+    day_files(tmp_path, 3, last=date(2026, 6, 30))
+    before = kept_days(tmp_path)
+    for day, left in ((date(2026, 6, 21), True), (date(2026, 6, 22), False)):
+        pruned = prune(tmp_path, retention, bounds(day)[0])
+        assert (tmp_path / "monitoring/aggregated/2026-06.parquet").exists() is left, pruned
+        assert not retention_problems(tmp_path, retention, before, bounds(day)[0])
+
+
+# --- anomalies and what is usual ----------------------------------------------------------
+
+
+def test_an_episode_is_one_event_and_warming_up_is_none(tmp_path: Path) -> None:
+    generator = np.random.default_rng(3)
+    calm = generator.normal(50, 5, 2000)
+    assert len(episodes(scores(calm))) <= 1
+    disturbed = calm.copy()
+    disturbed[1500:1530] += 200
+    found = episodes(scores(disturbed))
+    assert [at for at in found if at < 1600 and at >= 1500] == [1500], "an episode, not 30 events"
+    constant = np.full(2000, 7.0)
+    assert episodes(scores(constant)) == [], "a flat line has no deviation to divide by"
+
+
+def test_anomalies_of_the_store(tmp_path: Path) -> None:
+    generator = np.random.default_rng(4)
+    now = BEGIN + 86400.0
+    rows = {
+        "cpu.usage": np.concatenate([generator.normal(20, 2, 700), [95.0], [21.0] * 20]),
+        "network.latency": np.exp(np.concatenate([generator.normal(-5, 0.3, 700), [2.0] * 21])),
+        "memory.usage": np.full(100, 40.0),
+    }
+    for name, series in rows.items():
+        at = BEGIN + 86400 - STEP_SECONDS * np.arange(len(series), 0, -1)
+        frame = pd.DataFrame({"at": at, "value": series, "metric": name, "entity": "x"})
+        frame = frame.assign(tick=range(len(frame)), section="s", sketch=None)
+        for day, of_day in frame.groupby(frame["at"].map(day_of)):
+            path = aggregated_path(tmp_path, day)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            made = aggregate(of_day)
+            if path.exists():
+                made = pa.concat_tables([pq.read_table(path), made])
+            pq.write_table(made, path)
+    found = find_anomalies(tmp_path, monitoring(tmp_path, limits={"cpu.usage": 90}), now)
+    assert (found.judged, found.warming_up) == (2, 1)
+    by_metric = found.events.set_index("metric")
+    assert by_metric.loc["cpu.usage", "value"] == 95.0
+    assert by_metric.loc["cpu.usage", "over_limit"]
+    assert not by_metric.loc["network.latency", "over_limit"], "it has no limit"
+    assert len(found.events) == 2
+    assert len(found.worst) > 600
+    assert picture_of_events(found)
+    assert not found.over_budget, "two where 0.5 are expected: chance, in 9 of 100 weeks"
+    assert replace(found, events=pd.concat([found.events] * 3)).over_budget
+
+
+def test_what_is_usual_of_a_service_comes_from_its_requests_only(tmp_path: Path) -> None:
+    with connect(tmp_path) as connection:
+        for name in ("app", "probed"):
+            sample = Sample("response_times", name, 0.2, sketch_of([0.1] * 90 + [0.5] * 10))
+            Writer(connection).append(Tick("application_metrics", BEGIN, BEGIN, 0.0), [sample], [])
+    services = {
+        "app": {"service_port": 1, "prometheus": {}},
+        "probed": {"service_port": 1},
+        "new": {"service_port": 1, "prometheus": {}},
+    }
+    plan = monitoring(tmp_path, services=services)
+    for now in (BEGIN + 60, BEGIN + 86400 + 700):  # from the hot store, and after the rollup
+        usual = usual_response_times(tmp_path, plan, now)
+        assert set(usual) == {"app"}
+        assert usual["app"].requests == 100
+        assert usual["app"].p95_seconds == pytest.approx(0.5, rel=RELATIVE_ERROR)
+        roll_up(tmp_path, DAY, NEXT_DAY_NOON)
 
 
 # --- alerts -------------------------------------------------------------------------------
@@ -336,41 +465,6 @@ def test_what_is_exported_is_of_the_present_only(tmp_path: Path) -> None:
     assert not [name for name, *_ in found if "temperature" in name or "uptime" in name]
     with pytest.raises(RecoveryError, match="cannot serve on"):
         serve(tmp_path, monitoring(tmp_path), "127.0.0.1", port)
-
-
-# --- a real dependency --------------------------------------------------------------------
-
-
-@contextmanager
-def redis_server(folder: Path):  # type: ignore[no-untyped-def]
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    server = subprocess.Popen(
-        ["redis-server", "--port", str(port), "--save", "", "--dir", str(folder)],
-        stdout=subprocess.DEVNULL,
-    )
-    try:
-        yield server, port
-    finally:
-        server.kill()
-        server.wait()
-
-
-@pytest.mark.skipif(not shutil.which("redis-server"), reason="redis-server is not installed")
-def test_a_cache_goes_red_when_it_dies_or_hangs(tmp_path: Path) -> None:
-    with redis_server(tmp_path) as (server, port):
-        cache = {"cache": {"address": f"redis://127.0.0.1:{port}", "replicas": 1}}
-        keys = {"dependencies": cache, "health_checks__dependency_checks__services": ["cache"]}
-
-        def look() -> dict[str, str]:
-            return dependency_states(tmp_path, **keys)
-
-        wait_for(lambda: look()["cache connectivity"] == "ok", 20, "redis")
-        assert look()["cache replication"] == "failed", "its replica is not there"
-        server.send_signal(signal.SIGKILL)
-        server.wait()
-        assert set(look().values()) == {"failed"}
 
 
 def test_outcomes_are_kept_with_their_reasons(tmp_path: Path) -> None:

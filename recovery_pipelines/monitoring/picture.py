@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from recovery_pipelines.monitoring.anomalies import Anomalies
 from recovery_pipelines.monitoring.history import samples
 from recovery_pipelines.plan.monitoring import METRIC_UNITS
 
@@ -31,7 +32,16 @@ def picture(home: Path, section: str, since: float, until: float) -> dict[str, s
     return pictures
 
 
-def _draw(metric: str, rows: pd.DataFrame) -> str:
+def picture_of_events(found: Anomalies) -> str | None:
+    """The worst series of the last days, with its events marked; None if there is none."""
+    if not len(found.worst):
+        return None
+    metric, entity = found.worst.iloc[0][["metric", "entity"]]
+    of_series = (found.events["metric"] == metric) & (found.events["entity"] == entity)
+    return _draw(str(metric), found.worst, found.events[of_series])
+
+
+def _draw(metric: str, rows: pd.DataFrame, events: pd.DataFrame | None = None) -> str:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -41,6 +51,9 @@ def _draw(metric: str, rows: pd.DataFrame) -> str:
     for entity, line in rows.groupby("entity"):
         step = max(1, len(line) // _POINTS)
         axes.plot(line["at"].iloc[::step], line["value"].iloc[::step], label=str(entity), lw=1)
+    if events is not None:
+        axes.plot(events["at"], events["value"], "rv", markersize=5, label="unusual")
+        axes.legend(fontsize=6)
     if rows["entity"].nunique() > 1:
         axes.legend(fontsize=6)
     axes.set_title(f"{metric} ({METRIC_UNITS[metric]})", fontsize=8)

@@ -1,11 +1,14 @@
 """Finished days: raw samples as Parquet, 5-minute aggregates, and what is thrown away when.
 
 `home`/monitoring/raw/<day>.parquet holds every sample of a day (columns of `history.read_day`),
-`aggregated/<day>.parquet` the aggregates. Rows leave the hot store only when both files are on
-the disk and have been read back.
+`aggregated/<day>.parquet` the aggregates; when a month's raw data is gone, its aggregates become
+one file, `aggregated/<month>.parquet`. Rows leave the hot store only when both files are on the
+disk and have been read back.
 """
 
-from collections.abc import Hashable
+import calendar
+import json
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
 from datetime import date, timedelta
 from pathlib import Path
@@ -35,6 +38,10 @@ _SETTLED_SECONDS = 600
 """How long after midnight a day is taken to be complete: no look takes that long."""
 _CLOCK_JUMP_SECONDS = 3600.0
 """Smaller corrections of the clock do not endanger whole days."""
+_DAILY, _MONTHLY = "????-??-??.parquet", "????-??.parquet"
+_DAYS_KEY = b"days"
+_MONTH_DAYS = 31
+"""Aggregates can stay so much longer than the plan says: a month leaves as a whole."""
 _KEY = ["metric", "entity", "at"]
 _SCHEMA = pa.schema(
     [
@@ -78,7 +85,7 @@ def roll_up(home: Path, day: date, now: float) -> pd.DataFrame:
     path = aggregated_path(home, day)
     if not len(raw):
         raise RecoveryError(f"nothing was measured on {day}: there is nothing to roll up")
-    if path.exists() and not raw_path(home, day).exists():
+    if ("aggregated", day) in kept_days(home) and not raw_path(home, day).exists():
         raise RecoveryError(
             f"{day} was rolled up and its raw data is gone, yet there are new samples of it: "
             "was the clock set back? The aggregates stay as they are"
@@ -212,15 +219,36 @@ def _write(table: pa.Table, path: Path) -> None:
 
 def aggregates(home: Path, metric: str, since: date, until: date) -> pd.DataFrame:
     """Aggregates of one metric, days since ≤ day ≤ until, by entity and time; see `roll_up`."""
-    paths = [
-        str(path)
-        for path in sorted((home / FOLDER / "aggregated").glob("????-??-??.parquet"))
-        if since <= date.fromisoformat(path.stem) <= until
-    ]
-    if not paths:
-        return _frame(_SCHEMA.empty_table())
-    found = ds.dataset(paths, schema=_SCHEMA).to_table(filter=ds.field("metric") == metric)
-    return _frame(found).sort_values(["entity", "at"], ignore_index=True)
+    found = _read(home, since, until, ds.field("metric") == metric)
+    return found.sort_values(["entity", "at"], ignore_index=True)
+
+
+def mean_values(home: Path, since: date, until: date) -> pd.DataFrame:
+    """Every series' 5-minute means of these days; see `with_means`."""
+    return with_means(_read(home, since, until, None, ["metric", "entity", "at", "count", "sum"]))
+
+
+def with_means(rows: pd.DataFrame) -> pd.DataFrame:
+    """Aggregates as metric, entity, at (seconds since 1970), mean (NaN: missing)."""
+    mean = rows["sum"] / rows["count"].where(rows["count"] > 0)
+    return rows[["metric", "entity", "at"]].assign(mean=mean)
+
+
+def _read(
+    home: Path,
+    since: date,
+    until: date,
+    filtered: ds.Expression | None,
+    columns: list[str] | None = None,
+) -> pd.DataFrame:
+    wanted = {since + timedelta(days=number) for number in range((until - since).days + 1)}
+    paths = [str(path) for path, days in _aggregated_files(home) if wanted.intersection(days)]
+    begin, end = bounds(since)[0], bounds(until)[1]
+    in_time = (ds.field("at") >= begin) & (ds.field("at") < end)
+    found = ds.dataset(paths, schema=_SCHEMA).to_table(
+        columns=columns, filter=in_time if filtered is None else in_time & filtered
+    )
+    return _frame(found)
 
 
 def _frame(table: pa.Table) -> pd.DataFrame:
@@ -274,14 +302,18 @@ def prune(home: Path, retention: Retention, now: float) -> Pruned:
             "`recovery monitor accept-clock --by NAME`",
         )
     today, removed = day_of(now), []
+    files = {
+        "raw": [(path, [_day(path)]) for path in (home / FOLDER / "raw").glob(_DAILY)],
+        "aggregated": list(_aggregated_files(home)),
+    }
+    aggregated = {day for _, days in files["aggregated"] for day in days}
     for folder, kept in (("raw", retention.raw_data), ("aggregated", retention.aggregated)):
-        paths = sorted((home / FOLDER / folder).glob("????-??-??.parquet"))
-        for position, path in enumerate(paths):
-            day = date.fromisoformat(path.stem)
-            newer = len(paths) - position - 1
-            if not is_past(day, today, kept, newer):
+        every = sorted(day for _, days in files[folder] for day in days)
+        for path, days in sorted(files[folder]):
+            newer = sum(day > days[-1] for day in every)
+            if not is_past(days[-1], today, kept, newer):
                 continue
-            if folder == "raw" and not aggregated_path(home, day).exists():
+            if folder == "raw" and days[-1] not in aggregated:
                 continue  # it would be lost without a trace
             path.unlink()
             removed.append(f"{folder}/{path.name}")
@@ -292,13 +324,57 @@ def prune(home: Path, retention: Retention, now: float) -> Pruned:
     return Pruned(removed, None)
 
 
+def compact(home: Path, now: float) -> list[str]:
+    """Make one file of the aggregates of each past month whose raw data is gone; returns the
+    months. May be repeated after it was broken off."""
+    by_month: dict[str, list[date]] = {}
+    for path in sorted((home / FOLDER / "aggregated").glob(_DAILY)):
+        by_month.setdefault(path.stem[:7], []).append(_day(path))
+    done = []
+    for month, days in by_month.items():
+        last = days[0].replace(day=calendar.monthrange(days[0].year, days[0].month)[1])
+        has_raw = any(raw_path(home, day).exists() for day in days)
+        if last < day_of(now) and not has_raw:
+            _compact(home, home / FOLDER / "aggregated" / f"{month}.parquet")
+            for day in days:
+                aggregated_path(home, day).unlink()
+            done.append(month)
+    return done
+
+
+def _compact(home: Path, path: Path) -> None:
+    of_month = [
+        (file, days) for file, days in _aggregated_files(home) if file.stem[:7] == path.stem
+    ]
+    table = ds.dataset([str(file) for file, _ in of_month], schema=_SCHEMA).to_table()
+    table = table.sort_by([("metric", "ascending"), ("entity", "ascending"), ("at", "ascending")])
+    days = [str(day) for _, days in of_month for day in days]
+    table = table.replace_schema_metadata({_DAYS_KEY: json.dumps(sorted(days))})
+    _write(table, path)
+    if not pq.read_table(path).equals(table):
+        raise RecoveryError(f"{path} reads back differently: is the disk failing?")
+
+
+def _aggregated_files(home: Path) -> Iterator[tuple[Path, list[date]]]:
+    """Every file that counts, and its days: those of a month's file are not read again."""
+    folder, in_months = home / FOLDER / "aggregated", set()
+    for path in sorted(folder.glob(_MONTHLY)):
+        days = json.loads(pq.read_schema(path).metadata[_DAYS_KEY])
+        yield path, [date.fromisoformat(day) for day in days]
+        in_months.update(days)
+    for path in sorted(folder.glob(_DAILY)):
+        if path.stem not in in_months:
+            yield path, [_day(path)]
+
+
+def _day(path: Path) -> date:
+    return date.fromisoformat(path.stem)
+
+
 def kept_days(home: Path) -> set[tuple[str, date]]:
-    """Every file of raw data and of aggregates, by folder and day."""
-    return {
-        (folder, date.fromisoformat(path.stem))
-        for folder in ("raw", "aggregated")
-        for path in (home / FOLDER / folder).glob("????-??-??.parquet")
-    }
+    """Every day that has raw data or aggregates, by folder."""
+    raw = {("raw", _day(path)) for path in (home / FOLDER / "raw").glob(_DAILY)}
+    return raw | {("aggregated", day) for _, days in _aggregated_files(home) for day in days}
 
 
 def retention_problems(
@@ -308,13 +384,15 @@ def retention_problems(
     after = kept_days(home)
     kept = {"raw": retention.raw_data, "aggregated": retention.aggregated}
     oldest = {folder: day_of(now) - days for folder, days in kept.items()}
+    whole_months = {"raw": 0, "aggregated": _MONTH_DAYS}
     gone = sorted(before - after)
     early = [f"{folder}/{day} is gone too early" for folder, day in gone if day >= oldest[folder]]
     counts = {folder: sum(of == folder for of, _ in after) for folder in kept}
     overdue = [
         f"{folder}/{day} is kept too long"
         for folder, day in sorted(after)
-        if day < oldest[folder] and counts[folder] > kept[folder].days + 1
+        if day < oldest[folder] - timedelta(days=whole_months[folder])
+        and counts[folder] > kept[folder].days + 1 + whole_months[folder]
     ]
     return early + overdue
 
