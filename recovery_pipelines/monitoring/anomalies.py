@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from scipy import stats
+import scipy
 
 from recovery_pipelines.monitoring.history import day_of, read_day
 from recovery_pipelines.monitoring.rollup import STEP_SECONDS, aggregate, mean_values, with_means
@@ -83,7 +83,7 @@ class Anomalies:
     @property
     def over_budget(self) -> bool:
         """Whether so many events are more than chance explains (once in a hundred weeks)."""
-        by_chance = stats.poisson.sf(len(self.events) - 1, self.expected_by_chance)
+        by_chance = scipy.stats.poisson.sf(len(self.events) - 1, self.expected_by_chance)
         return len(self.events) > 0 and bool(by_chance < _CHANCE)
 
 
