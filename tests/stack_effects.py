@@ -15,7 +15,8 @@ from recovery_pipelines.drills.system_failure import promise_of
 from recovery_pipelines.plan import DrillSpec
 from recovery_pipelines.services.ledger import Comparison
 from recovery_pipelines.services.probes import probe
-from recovery_pipelines.services.stack import Service, rank, resolve
+from recovery_pipelines.services.service import Service
+from recovery_pipelines.services.stack import rank, resolve
 from recovery_pipelines.verdict import Verdict
 from tests.plans import MONTH, make_plan, make_spec
 from tests.scenario_effects import Effect, effect_criteria, effect_notification, effect_schedule

@@ -90,7 +90,7 @@ def _flip_a_bit_of_the_last_segment(repository: Path) -> None:
 
 
 def _flip_a_bit_of_the_backup(repository: Path) -> None:
-    files = (repository / "backup/database").glob("*F/pg_data/base/**/*.gz")
+    files = (repository / "backup/database").glob("*F/bundle/*")
     _flip(max(files, key=lambda path: path.stat().st_size))
 
 

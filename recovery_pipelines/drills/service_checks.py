@@ -17,7 +17,8 @@ from recovery_pipelines.drills.system import System
 from recovery_pipelines.errors import ServiceError
 from recovery_pipelines.monitoring.baseline import DAYS, Usual
 from recovery_pipelines.services.ledger import Comparison, compare
-from recovery_pipelines.services.stack import Service, postgres_tool
+from recovery_pipelines.services.service import Service
+from recovery_pipelines.services.stack import postgres_tool
 from recovery_pipelines.verdict import CheckResult, Verdict
 
 ERROR_RATE = 0.01
@@ -323,19 +324,11 @@ def _not_running(system: System) -> dict[str, str]:
 
 def _ask_http(system: System, service: Service) -> str:
     path = "/health" if service.kind == "application" else service.health.detail
-    script = (
-        "import sys, requests\n"
-        "reply = requests.get(sys.argv[1], timeout=5)\n"
-        "print(reply.status_code, reply.text[:200])"
-    )
-    import sys
-
-    url = f"http://127.0.0.1:{service.port}{path}"
-    done = system.machine.run([sys.executable, "-c", script, url])
-    said = done.stdout.decode().strip()
-    if done.returncode == 0 and said.startswith("200"):
-        return ""
-    return f"GET {path}: {said or done.complaint.splitlines()[-1:]}"
+    try:
+        reply = system.machine.ask("get", port=service.port, path=path)
+    except ServiceError as error:
+        return f"GET {path}: {error}"
+    return "" if reply["status"] == 200 else f"GET {path}: {reply['status']} {reply['text']}"
 
 
 def _look_for_corruption(system: System, service: Service) -> tuple[str, str]:

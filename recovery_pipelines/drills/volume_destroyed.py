@@ -4,11 +4,9 @@ PostgreSQL comes back from pgBackRest and its archive of WAL, up to a named rest
 its contents are known; what else lies on the volume comes back from restic.
 """
 
-import json
 import os
 import secrets
 import shutil
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -30,13 +28,8 @@ from recovery_pipelines.engines.pgbackrest import Cluster, PgBackRest
 from recovery_pipelines.engines.restic import ResticEngine
 from recovery_pipelines.errors import EngineError, ServiceError
 from recovery_pipelines.services.host import Machine
-from recovery_pipelines.services.stack import (
-    ROOM,
-    VOLUME,
-    Service,
-    postgres_tool,
-    resolve,
-)
+from recovery_pipelines.services.service import ROOM, VOLUME, Service
+from recovery_pipelines.services.stack import postgres_tool, resolve
 from recovery_pipelines.tools import Finished
 from recovery_pipelines.verdict import CheckResult, Verdict
 
@@ -499,10 +492,8 @@ def _all_well(name: str, expected: str, state: Mapping[str, str]) -> CheckResult
     return CheckResult(name, Verdict.PASS, expected, f"{', '.join(state)}: well")
 
 
-def _ask_contents(system: System, service: Service, do: str, *names: str) -> Any:
-    module = "recovery_pipelines.services.contents"
-    argv = [sys.executable, "-m", module, do, str(service.port), *names]
-    return json.loads(_inside(system, *argv))
+def _ask_contents(system: System, service: Service, do: str, name: str = "") -> Any:
+    return system.machine.ask("contents", what=do, port=service.port, name=name)["said"]
 
 
 def _inside(system: System, *argv: str) -> str:

@@ -64,6 +64,8 @@ class PgBackRest:
             f"lock-path={seen_as}/lock\n"
             f"spool-path={seen_as}/spool\n"
             "repo1-retention-full=9999999\n"
+            "repo1-bundle=y\n"  # else each small file is a file of its own, and synced
+            "compress-type=lz4\n"
             "log-level-console=off\n"
             "log-level-file=off\n"
             "start-fast=y\n"

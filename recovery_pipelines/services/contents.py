@@ -1,15 +1,10 @@
 """What a PostgreSQL database holds, logically: rows by table and every object of its schemas.
 
-Run inside a machine as `python -m recovery_pipelines.services.contents
-sample|mark|describe|canaries|write PORT [NAME]`. Damage below the page checksums (a page that was
-zeroed, an old file) shows only here: rows are missing, and every other tool is content.
+Damage below the page checksums (a page that was zeroed, an old file) shows only here: rows are
+missing, and every other tool is content.
 """
 
-import argparse
 import json
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import psycopg
@@ -159,9 +154,10 @@ def mark(connection: psycopg.Connection[Any], name: str) -> dict[str, Any]:
 def canaries(connection: psycopg.Connection[Any]) -> dict[str, list[str]]:
     """What a comparison says of each of `CANARIES`."""
     told = {}
+    with connection.transaction():
+        before = describe(connection)
     for kind, damage in CANARIES.items():
         with connection.transaction(force_rollback=True):
-            before = describe(connection)
             connection.execute(damage.encode())
             told[kind] = [
                 f"{name}: {what}"
@@ -179,35 +175,15 @@ def write_test(connection: psycopg.Connection[Any]) -> str:
     return str(row and row[0])
 
 
-@contextmanager
-def _connected(port: int) -> Iterator[psycopg.Connection[Any]]:
+def carry_out(do: str, port: int, name: str = "") -> Any:
+    """Do one of the above, or `sample`, with the server on that port of this machine."""
     address = f"host=127.0.0.1 port={port} user=postgres dbname=postgres connect_timeout=5"
     with psycopg.connect(address, autocommit=True) as connection:
-        yield connection
-
-
-def main() -> None:
-    """The command line; see the module's text."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("do", choices=("sample", "mark", "describe", "canaries", "write"))
-    parser.add_argument("port", type=int)
-    parser.add_argument("name", nargs="?", default="")
-    options = parser.parse_args()
-    with _connected(options.port) as connection:
-        said: object = None
-        if options.do == "sample":
-            connection.execute(_SAMPLE)
-        elif options.do == "mark":
-            said = mark(connection, options.name)
-        elif options.do == "describe":
+        if do == "sample":
+            return connection.execute(_SAMPLE) and None
+        if do == "mark":
+            return mark(connection, name)
+        if do == "describe":
             with connection.transaction():
-                said = describe(connection)
-        elif options.do == "canaries":
-            said = canaries(connection)
-        else:
-            said = write_test(connection)
-    json.dump(said, sys.stdout)
-
-
-if __name__ == "__main__":
-    main()
+                return describe(connection)
+        return {"canaries": canaries, "write": write_test}[do](connection)

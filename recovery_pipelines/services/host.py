@@ -11,7 +11,7 @@ from recovery_pipelines.errors import ServiceError
 from recovery_pipelines.namespaces import Namespaced, why_no_namespaces
 from recovery_pipelines.sandbox import Sandbox
 from recovery_pipelines.services.power import is_attached, make_image
-from recovery_pipelines.services.stack import Service
+from recovery_pipelines.services.service import Service
 from recovery_pipelines.tools import Finished
 
 VOLUME_BYTES = 640_000_000

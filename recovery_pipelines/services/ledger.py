@@ -1,17 +1,16 @@
 """Clients that write numbered rows and log every acknowledgement, and what became of the rows.
 
-Run inside a machine as `python -m recovery_pipelines.services.ledger write|read KIND HOST PORT`.
+A client runs inside a machine as `python -m recovery_pipelines.services.ledger KIND HOST PORT`.
 The log lies outside the fault: one line per request, written after the answer came.
 """
 
 import argparse
 import hashlib
 import itertools
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
@@ -102,13 +101,24 @@ def read(kind: str, host: str, port: int) -> Iterator[tuple[int, str]]:
                     yield int(key.removeprefix(_PREFIX)), str(value)
 
 
-def read_log(path: Path) -> Iterator[tuple[int, float, float, str]]:
-    """The finished lines of a client's log: number, began, ended, error (empty: acknowledged)."""
-    with suppress(FileNotFoundError), path.open(encoding="utf-8") as file:
-        for line in file:
-            if line.endswith("\n"):
-                number, began, ended, error = line.rstrip("\n").split("\t")
-                yield int(number), float(began), float(ended), error
+@dataclass
+class Log:
+    """A client's log, which grows while it is read: each line is read once."""
+
+    path: Path
+    _rows: list[tuple[int, float, float, str]] = field(default_factory=list)
+    _read_bytes: int = 0
+
+    def rows(self) -> list[tuple[int, float, float, str]]:
+        """The finished lines: number, began, ended, error (empty: acknowledged)."""
+        with suppress(FileNotFoundError), self.path.open("rb") as file:
+            file.seek(self._read_bytes)
+            for line in file:
+                if line.endswith(b"\n"):
+                    number, began, ended, error = line.decode().rstrip("\n").split("\t")
+                    self._rows.append((int(number), float(began), float(ended), error))
+                    self._read_bytes += len(line)
+        return self._rows
 
 
 def _note(log: TextIO, number: int, began: float, ended: float, error: Exception | None) -> None:
@@ -177,20 +187,15 @@ _SENDERS = {"postgres": _send_postgres, "redis": _send_redis, "http": _send_http
 def main() -> None:
     """The command line; see the module's text."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("do", choices=("write", "read"))
     parser.add_argument("kind", choices=sorted(_SENDERS))
     parser.add_argument("host")
     parser.add_argument("port", type=int)
-    parser.add_argument("--log", type=Path)
+    parser.add_argument("--log", type=Path, required=True)
     parser.add_argument("--first", type=int, default=1)
     parser.add_argument("--path", default="/health")
     options = parser.parse_args()
-    if options.do == "read":
-        for number, text in read(options.kind, options.host, options.port):
-            sys.stdout.write(f"{number}\t{text}\n")
-    else:
-        with options.log.open("a", encoding="utf-8") as log:
-            write(options.kind, options.host, options.port, log, options.first, options.path)
+    with options.log.open("a", encoding="utf-8") as log:
+        write(options.kind, options.host, options.port, log, options.first, options.path)
 
 
 if __name__ == "__main__":

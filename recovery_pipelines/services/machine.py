@@ -11,18 +11,25 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from http.client import HTTPConnection
 from pathlib import Path
 from pwd import getpwnam
-from typing import Any
+from typing import Any, TypeVar
 
 from recovery_pipelines.errors import RecoveryError, ServiceError
 from recovery_pipelines.namespaces import answer, as_user, first_words, mount, refuse, requests
+from recovery_pipelines.services import contents, ledger
 from recovery_pipelines.services.power import LoopVolume, mount_image
-from recovery_pipelines.services.stack import ROOM, VOLUME, Health, Service
+from recovery_pipelines.services.service import ROOM, VOLUME, Health, Service
 from recovery_pipelines.services.supervisor import Supervisor
 from recovery_pipelines.tools import find_tool, run_tool
 
+_T = TypeVar("_T")
+_HOST = "127.0.0.1"
+_GET_TIMEOUT_SECONDS = 5.0
+_WORK_TIMEOUT_SECONDS = 100.0
 _FULL_BELOW_BYTES = 1_000_000
 _RESERVE_BYTES = 24_000_000
 _WATCH_SECONDS = 0.25
@@ -131,6 +138,25 @@ class _Machine:
             "stdout": stdout.decode(errors="replace"),
             "stderr": stderr.decode(errors="replace"),
         }
+
+    async def do_rows(self, kind: str, port: int) -> dict[str, Any]:
+        """Every numbered row of a store, see `ledger.read`."""
+        return {"rows": await _work(lambda: list(ledger.read(kind, _HOST, port)))}
+
+    async def do_contents(self, what: str, port: int, name: str) -> dict[str, Any]:
+        """Look at a database, or mark it, see `contents.carry_out`."""
+        return {"said": await _work(lambda: contents.carry_out(what, port, name))}
+
+    async def do_get(self, port: int, path: str) -> dict[str, Any]:
+        """Ask a server of HTTP."""
+
+        def get() -> dict[str, Any]:
+            with closing(HTTPConnection(_HOST, port, timeout=_GET_TIMEOUT_SECONDS)) as connection:
+                connection.request("GET", path)
+                reply = connection.getresponse()
+                return {"status": reply.status, "text": reply.read(200).decode(errors="replace")}
+
+        return await _work(get)
 
     async def do_spawn(self, name: str, argv: list[str]) -> dict[str, Any]:
         """Start a program beside the services, such as a client."""
@@ -287,6 +313,16 @@ def _overwrite(path: Path, text: str, *, synced: bool) -> None:
             os.fsync(fd)
     finally:
         os.close(fd)
+
+
+async def _work(what: Callable[[], _T]) -> _T:
+    """Ask a service while the supervisor goes on; ServiceError for whatever goes wrong."""
+    try:
+        return await asyncio.wait_for(asyncio.to_thread(what), _WORK_TIMEOUT_SECONDS)
+    except TimeoutError:
+        raise ServiceError(f"no answer within {_WORK_TIMEOUT_SECONDS:.0f} s") from None
+    except Exception as error:  # whatever the service's client raises
+        raise ServiceError(f"{type(error).__name__}: {' '.join(str(error).split())}") from error
 
 
 async def _serve() -> None:

@@ -6,7 +6,7 @@ import psycopg
 import redis.asyncio
 
 from recovery_pipelines.errors import ServiceError
-from recovery_pipelines.services.stack import Health
+from recovery_pipelines.services.service import Health
 
 _HEARTBEAT_KEY = "recovery:heartbeat"
 

@@ -3,11 +3,9 @@
 Must not start anything: `supervisor` does.
 """
 
-import graphlib
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from pwd import getpwnam
 
@@ -15,11 +13,8 @@ import pandas as pd
 
 from recovery_pipelines.errors import MissingCapability, MissingProgram
 from recovery_pipelines.plan.targets import Service as Declared
+from recovery_pipelines.services.service import VOLUME, Health, Service, in_order
 from recovery_pipelines.tools import find_tool
-
-ROOM = Path("/mnt")
-"""Where a machine sees its volume (`ROOM/volume`) and whatever else it is given."""
-VOLUME = ROOM / "volume"
 
 _POSTGRES_HEALTH = (
     "create table if not exists recovery_heartbeat (id int primary key, at timestamptz);"
@@ -43,38 +38,6 @@ _REDIS_SETTINGS = {
 _PORTS = {"postgres": 5432, "redis": 6379, "application": 8080}
 
 
-@dataclass(frozen=True)
-class Health:
-    """How a service is probed. `kind` is http (`detail`: path), tcp, sql (`detail`: statement) or
-    redis (a SET, because PING does not see a server that refuses writes)."""
-
-    kind: str
-    detail: str = ""
-
-
-@dataclass(frozen=True)
-class Service:
-    """One service, ready to be started in a machine."""
-
-    name: str
-    kind: str
-    """postgres, redis, application, or command."""
-    command: tuple[str, ...]
-    port: int
-    health: Health
-    user: str = ""
-    """Whom it runs as where the machine belongs to root; empty: as the machine itself."""
-    depends_on: tuple[str, ...] = ()
-    prepare: tuple[str, ...] = ()
-    """Run once, as the same user, while the service's data directory is empty."""
-    environment: Mapping[str, str] = field(default_factory=dict)
-
-    @property
-    def data(self) -> Path:
-        """The service's own directory on the volume."""
-        return VOLUME / self.name
-
-
 def resolve(declared: Mapping[str, Declared]) -> list[Service]:
     """The services of a plan, in the order in which they start.
 
@@ -83,13 +46,6 @@ def resolve(declared: Mapping[str, Declared]) -> list[Service]:
     ports = {name: service.port or _PORTS[service.kind or ""] for name, service in declared.items()}
     found = [_resolve(name, service, declared, ports) for name, service in declared.items()]
     return in_order(found)
-
-
-def in_order(services: Sequence[Service]) -> list[Service]:
-    """Dependencies first."""
-    by_name = {service.name: service for service in services}
-    graph = {service.name: service.depends_on for service in services}
-    return [by_name[name] for name in graphlib.TopologicalSorter(graph).static_order()]
 
 
 def rank(services: Sequence[Service]) -> pd.DataFrame:
@@ -152,6 +108,8 @@ def _resolve(
         command: Sequence[str] = [postgres_tool("postgres"), "-D", data, *options]
         initdb = postgres_tool("initdb")
         prepare = (initdb, "-D", data, "-U", "postgres", "-A", "trust", "-k", "-E", "UTF8")
+        # what it writes is synced with the whole volume once all services run: see System.start
+        prepare += ("--no-sync",)
         user = user or existing_user("postgres", "nobody")
         health = Health("sql", _POSTGRES_HEALTH)
     elif declared.kind == "redis":

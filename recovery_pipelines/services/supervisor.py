@@ -17,7 +17,7 @@ from pathlib import Path
 import psutil
 
 from recovery_pipelines.services.probes import probe
-from recovery_pipelines.services.stack import Service, in_order
+from recovery_pipelines.services.service import Service, in_order
 
 PROBE_INTERVAL_SECONDS = 0.25
 PROBE_TIMEOUT_SECONDS = 1.0
