@@ -30,9 +30,7 @@ OWN = {"command": ["my-server", "{port}", "{data}"], "port": 9999, "health": {"t
 
 def spec_of(folder: Path, scenario: str = "complete_system_failure", **changes: Any) -> DrillSpec:
     """The first drill of a scenario on services."""
-    return make_spec(
-        folder, scenario, **{"targets__test_services__response_seconds": 0.5} | changes
-    )
+    return make_spec(folder, scenario, **{"targets__test_services__response_seconds": 5} | changes)
 
 
 def service(folder: Path, **declared: Any) -> Service:

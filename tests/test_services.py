@@ -29,6 +29,7 @@ from recovery_pipelines.errors import MissingCapability, ServiceError
 from recovery_pipelines.monitoring.baseline import Usual
 from recovery_pipelines.namespaces import require_namespaces
 from recovery_pipelines.sandbox import Sandbox
+from recovery_pipelines.services import memory
 from recovery_pipelines.services.host import Machine, can_loop
 from recovery_pipelines.services.ledger import compare, payload
 from recovery_pipelines.services.power import LoopVolume
@@ -75,20 +76,36 @@ def test_a_safe_stack_survives_a_power_cut_that_is_one(tmp_path: Path) -> None:
     assert not [text for text in backing if str(tmp_path) in text]
 
 
-UNSAFE = {
-    "postgres without fsync": ("database", {"kind": "postgres", "settings": {"fsync": "off"}}),
-    "redis without a log": ("cache", {"kind": "redis", "settings": {"appendonly": "no"}}),
+UNSAFE: dict[str, dict[str, Any]] = {
+    "no-fsync": {"kind": "postgres", "port": 5501, "settings": {"fsync": "off"}},
+    "late-commit": {"kind": "postgres", "port": 5502, "settings": {"synchronous_commit": "off"}},
+    "no-log": {"kind": "redis", "port": 6501, "settings": {"appendonly": "no"}},
+    "each-second": {"kind": "redis", "port": 6502, "settings": {"appendfsync": "everysec"}},
+    "kernel-decides": {"kind": "redis", "port": 6503, "settings": {"appendfsync": "no"}},
+    "elsewhere": {"kind": "redis", "port": 6504, "settings": {"dir": "/dev/shm"}},
 }
+"""Services that lose acknowledged writes when the power is cut."""
+SAFE: dict[str, dict[str, Any]] = {"safe": {"kind": "redis"}}
 
 
 @needs_root
-@pytest.mark.parametrize("name", UNSAFE)
-def test_an_unsafe_stack_is_found_out(name: str, tmp_path: Path) -> None:
-    service, declared = UNSAFE[name]
-    record = drill(tmp_path, **{f"{SERVICES}__{service}": declared})
-    assert record.verdict is Verdict.FAIL, record.reason
-    assert verdicts(record)["power_was_cut"] is Verdict.PASS
-    assert verdicts(record)["checksums_match"] is Verdict.FAIL
+def test_unsafe_services_are_found_out_by_a_power_cut(tmp_path: Path) -> None:
+    """All in one drill: it says of each what it lost, and of a safe one beside them nothing."""
+    record = drill(tmp_path, **{SERVICES: UNSAFE | SAFE})
+    found = {check.name: check for check in record.checks}
+    assert found["power_was_cut"].verdict is Verdict.PASS
+    assert found["checksums_match"].verdict is record.verdict is Verdict.FAIL, record.reason
+    said = {name: text for check in record.checks for name, text in _by_service(check.found)}
+    lost = {name for name in UNSAFE | SAFE if " 0 of " not in f" {said.get(name, 'unreadable')}"}
+    assert lost == set(UNSAFE), found["checksums_match"].found
+
+
+def _by_service(found: str) -> Iterator[tuple[str, str]]:
+    """What `checksums_match` says of each store: `name: 3 of 9 acknowledged writes lost`."""
+    for part in found.split("; "):
+        name, _, text = part.partition(": ")
+        if "acknowledged writes lost" in text:
+            yield name, text
 
 
 def partial_failure(folder: Path, fault: str, **changes: Any) -> DrillRecord:
@@ -120,7 +137,8 @@ def test_a_full_disk_is_a_drill_of_a_volume_of_its_own_only(tmp_path: Path) -> N
         assert record.verdict is Verdict.UNVERIFIED, record.reason
 
 
-WEAK = {
+_LOCKS = "[ ! -e {data}/lock ] && touch {data}/lock && exec redis-server --port {port}"
+WEAK: dict[str, tuple[str, dict[str, Any], str]] = {
     "a hang that a mere connection does not show": (
         "hang",
         {"kind": "redis", "health": {"tcp": True}},
@@ -131,6 +149,11 @@ WEAK = {
         {"kind": "redis", "settings": {"appendonly": "no"}},
         "checksums_match",
     ),
+    "a server that its own stale lock keeps from starting again": (
+        "kill",
+        {"command": ["sh", "-c", _LOCKS], "port": 6379, "health": {"tcp": True}},
+        "automated_recovery",
+    ),
 }
 
 
@@ -139,8 +162,8 @@ def test_a_weak_stack_is_found_out(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(partial_failure_steps, "REPAIR_TIMEOUT_SECONDS", 8.0)
-    fault, cache, criterion = WEAK[name]
-    record = partial_failure(tmp_path, fault, **{f"{SERVICES}__cache": cache})
+    fault, service, criterion = WEAK[name]
+    record = partial_failure(tmp_path, fault, **{SERVICES: {"weak": service}})
     assert record.verdict is Verdict.FAIL, record.reason
     assert verdicts(record)[criterion] is Verdict.FAIL
 
@@ -202,6 +225,15 @@ def test_a_monitored_service_is_compared_with_what_monitoring_knows() -> None:
         assert "client-cache: 30.0 ms (not monitored)" in result.found
 
 
+def test_what_a_backup_held_may_not_be_lost_however_young_it_is() -> None:
+    """A store that comes back empty has lost no more seconds than the drill took."""
+    rows = compare({number: float(number) for number in range(10)}, {}, cut_at=9.5)
+    observed = seen(rows={"cache": rows})
+    for backed_up_at, verdict in ((0.0, Verdict.PASS), (5.0, Verdict.FAIL)):
+        promise = Promise({"cache": 30}, 1, backed_up_at={"cache": backed_up_at})
+        assert judge("checksums_match", observed, promise).verdict is verdict
+
+
 def test_degradation_has_the_stated_error_rate_and_power() -> None:
     rng = random.Random(7)
 
@@ -216,12 +248,55 @@ def test_degradation_has_the_stated_error_rate_and_power() -> None:
     assert found >= 48
 
 
+# --- memory cgroups ---
+
+
+@pytest.mark.parametrize(
+    ("own", "files", "where"),
+    [
+        ("4:memory:/a\n0::/\n", {"memory/a": "memory.limit_in_bytes"}, "memory/a"),
+        ("4:memory:/a/b\n0::/\n", {"memory": "memory.limit_in_bytes"}, "memory"),
+        ("0::/user/app/mine\n", {"user/app": "cgroup.subtree_control"}, "user/app"),
+        ("0::/user/app/mine\n", {"other": "cgroup.subtree_control"}, None),
+        ("4:memory:/a\n", {}, None),
+    ],
+)
+def test_a_memory_group_is_made_where_its_parent_allows_it(
+    own: str, files: dict[str, str], where: str | None, tmp_path: Path
+) -> None:
+    for folder, name in files.items():
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "cgroup.procs").touch()
+        (tmp_path / folder / name).write_text("cpu memory\n")
+    if where:
+        assert memory.place(tmp_path, own) == tmp_path / where
+    else:
+        with pytest.raises(MissingCapability, match="no memory cgroup"):
+            memory.place(tmp_path, own)
+
+
+def test_the_kernel_kills_a_service_that_is_out_of_memory(machine: Machine, home: Path) -> None:
+    """And the group in which that happened is removed with the sandbox."""
+    if memory.why_no_memory_group():
+        pytest.skip(memory.why_no_memory_group())
+    with Sandbox.create(home, "memory") as sandbox:
+        group = memory.make_group(sandbox, "database")
+        at = machine.ask("starve", name="database", group=str(group))["at"]
+        await_event(machine, "database", "healthy", at)
+        assert memory.oom_kills(group) > 0
+    assert not group.exists()
+
+
 # --- the supervisor -------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
-def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
-    home = tmp_path_factory.mktemp("supervisor")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("supervisor")
+
+
+@pytest.fixture(scope="module")
+def machine(home: Path) -> Iterator[Machine]:
     services = resolve(spec_of(home).stack.services)
     with (
         Sandbox.create(home, "supervisor") as sandbox,

@@ -11,10 +11,9 @@ from recovery_pipelines.drills.preparation import prepare
 from recovery_pipelines.drills.run import DrillRun
 from recovery_pipelines.drills.service_checks import FEWEST_ANSWERS
 from recovery_pipelines.drills.system import System, system_of
-from recovery_pipelines.drills.system_failure import (
-    judge_system,
-)
-from recovery_pipelines.errors import ServiceError
+from recovery_pipelines.drills.system_failure import judge_system
+from recovery_pipelines.errors import MissingCapability, ServiceError
+from recovery_pipelines.services.memory import make_group, oom_kills
 from recovery_pipelines.services.stack import rank
 from recovery_pipelines.verdict import CheckResult, Verdict
 
@@ -123,9 +122,7 @@ def _crash(run: DrillRun, system: System) -> list[dict[str, object]]:
     ways: dict[str, Callable[[str], dict[str, object]]] = {
         "kill": lambda name: ask("signal", name=name, number=signal.SIGKILL),
         "hang": lambda name: ask("signal", name=name, number=signal.SIGSTOP),
-        "out_of_memory": lambda name: ask(
-            "limit", name=name, resource="as", value=_LEAST_MEMORY_BYTES
-        ),
+        "out_of_memory": lambda name: _starve(run, system, name),
         "file_descriptors": lambda name: ask(
             "limit", name=name, resource="nofile", value=_FEWEST_DESCRIPTORS
         ),
@@ -148,6 +145,21 @@ def _crash(run: DrillRun, system: System) -> list[dict[str, object]]:
     run.journal(event=f"{fault} of {', '.join(str(row['service']) for row in rows)}")
     system.crashed = [str(row["service"]) for row in rows]
     return rows
+
+
+def _starve(run: DrillRun, system: System, name: str) -> dict[str, object]:
+    """Let the kernel kill a service for its memory; where there is no memory cgroup, let its
+    allocations fail."""
+    try:
+        group = make_group(run.sandbox, name)
+    except MissingCapability as error:
+        run.left_out.append(
+            f"the kernel's OOM killer: {error}; the allocations of {name} fail instead (RLIMIT_AS)"
+        )
+        return system.machine.ask("limit", name=name, resource="as", value=_LEAST_MEMORY_BYTES)
+    done = system.machine.ask("starve", name=name, group=str(group))
+    system.starved[name] = group
+    return done
 
 
 def _await_repair(run: DrillRun, system: System, at: float) -> float | None:
@@ -200,6 +212,11 @@ def _measure_repair(
         f"within {REPAIR_TIMEOUT_SECONDS:g} s"
     )
     clients = f"clients: {errors} errors, longest gap {max(gaps.values(), default=0.0):.2f} s"
+    kills = {name: oom_kills(group) for name, group in system.starved.items()}
+    if kills:
+        killed = ", ".join(f"{count} of {name}" for name, count in kills.items())
+        clients += f"; killed by the kernel's OOM killer: {killed}"
+    system.spared += [name for name, count in kills.items() if not count]
     missed = [service for service in system.crashed if service not in noticed.index]
     if repaired_at is not None:
         run.phases["detect"] = float(noticed.max())

@@ -66,6 +66,8 @@ class System:
     """The services that were made to fail."""
     spared: list[str] = field(default_factory=list)
     """Critical ones to which the fault could not be done."""
+    starved: dict[str, Path] = field(default_factory=dict)
+    """By service whose memory was taken away: the cgroup in which it is counted."""
     observed_from: dict[str, float] = field(default_factory=dict)
 
     @classmethod

@@ -1,11 +1,13 @@
 """A sandbox: the only place where a drill destroys, made by itself and removed on every way out."""
 
 import contextlib
+import errno
 import json
 import logging
 import os
 import re
 import stat
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
@@ -27,6 +29,8 @@ from recovery_pipelines.sandbox.tree import Links, Tree
 
 _MARKER = ".recovery-sandbox"
 _MARKER_NAME = _MARKER.encode()
+CGROUPS = Path("/sys/fs/cgroup")
+_GROUP_TIMEOUT_SECONDS = 10.0
 _log = logging.getLogger(__name__)
 
 
@@ -191,7 +195,32 @@ def _open_root(path: Path) -> Tree:
     return Tree(path, fd, Links(Tree(path, os.dup(fd), None)))
 
 
+def cgroup_name(token: str, name: str) -> str:
+    """The only names that a control group of a lease can have."""
+    return f"recovery-{token}-{name}"
+
+
+def _remove_cgroup(record: LeaseRecord, resource: Resource) -> bool:
+    """Remove a control group, once its last process has ended; False if it is not there."""
+    path = Path(resource.name)
+    ours = path.name.startswith(cgroup_name(record.token, ""))
+    if not (ours and path.is_relative_to(CGROUPS) and ".." not in path.parts):
+        raise SandboxError(f"the lease {record.path} names {path}, which is no group of its own")
+    deadline = time.monotonic() + _GROUP_TIMEOUT_SECONDS
+    while True:
+        try:
+            path.rmdir()
+            return True
+        except FileNotFoundError:
+            return False
+        except OSError as error:
+            if error.errno != errno.EBUSY or time.monotonic() > deadline:
+                raise SandboxError(f"{path} cannot be removed: {error}") from error
+            time.sleep(0.02)
+
+
 _REMOVERS: dict[str, Callable[[LeaseRecord, Resource], bool]] = {
+    "cgroup": _remove_cgroup,
     "directory": _remove_directory,
     "process": lambda record, resource: kill_process(resource),
 }

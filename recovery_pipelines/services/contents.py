@@ -180,7 +180,8 @@ def carry_out(do: str, port: int, name: str = "") -> Any:
     address = f"host=127.0.0.1 port={port} user=postgres dbname=postgres connect_timeout=5"
     with psycopg.connect(address, autocommit=True) as connection:
         if do == "sample":
-            return connection.execute(_SAMPLE) and None
+            connection.execute(_SAMPLE)
+            return None
         if do == "mark":
             return mark(connection, name)
         if do == "describe":

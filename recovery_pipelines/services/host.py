@@ -10,6 +10,7 @@ from pathlib import Path
 from recovery_pipelines.errors import ServiceError
 from recovery_pipelines.namespaces import Namespaced, why_no_namespaces
 from recovery_pipelines.sandbox import Sandbox
+from recovery_pipelines.services.memory import why_no_memory_group
 from recovery_pipelines.services.power import is_attached, make_image
 from recovery_pipelines.services.service import Service
 from recovery_pipelines.tools import Finished
@@ -119,13 +120,12 @@ def can_loop() -> bool:
 
 def capabilities() -> dict[str, str]:
     """What this host lets a drill do: `yes`, or why not. Kept with each result."""
-    memory = Path("/sys/fs/cgroup/memory"), Path("/sys/fs/cgroup/cgroup.controllers")
     return {
         "namespaces": why_no_namespaces() or "yes",
         "loop device and power cut": "yes"
         if can_loop()
         else "no: needs root and /dev/loop-control",
-        "memory cgroup": "yes" if any(os.access(p, os.W_OK) for p in memory) else "no",
+        "memory cgroup": why_no_memory_group() or "yes",
     }
 
 

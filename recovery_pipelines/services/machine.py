@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 
 from recovery_pipelines.errors import RecoveryError, ServiceError
 from recovery_pipelines.namespaces import answer, as_user, first_words, mount, refuse, requests
-from recovery_pipelines.services import contents, ledger
+from recovery_pipelines.services import contents, ledger, memory
 from recovery_pipelines.services.power import LoopVolume, mount_image
 from recovery_pipelines.services.service import ROOM, VOLUME, Health, Service
 from recovery_pipelines.services.supervisor import Supervisor
@@ -193,6 +193,15 @@ class _Machine:
         if done.returncode:
             raise ServiceError(f"prlimit of {name}: {done.complaint}")
         return {"at": at, "memory_bytes": family[0].memory_info().vms}
+
+    async def do_starve(self, name: str, group: str) -> dict[str, Any]:
+        """Move a service into a memory cgroup."""
+        family = self.supervisor.family(name)
+        if not family:
+            raise ServiceError(f"{name} does not run")
+        at = time.monotonic()
+        memory.move(Path(group), (member.pid for member in family))
+        return {"at": at, "processes": len(family)}
 
     async def do_fill(self) -> dict[str, Any]:
         """Fill the volume but for what the file system itself may need to do so."""
