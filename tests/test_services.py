@@ -77,11 +77,11 @@ def test_a_safe_stack_survives_a_power_cut_that_is_one(tmp_path: Path) -> None:
 
 
 UNSAFE: dict[str, dict[str, Any]] = {
-    "no-fsync": {"kind": "postgres", "port": 5501, "settings": {"fsync": "off"}},
-    "late-commit": {"kind": "postgres", "port": 5502, "settings": {"synchronous_commit": "off"}},
-    "no-log": {"kind": "redis", "port": 6501, "settings": {"appendonly": "no"}},
-    "each-second": {"kind": "redis", "port": 6502, "settings": {"appendfsync": "everysec"}},
-    "kernel-decides": {"kind": "redis", "port": 6503, "settings": {"appendfsync": "no"}},
+    "no_fsync": {"kind": "postgres", "port": 5501, "settings": {"fsync": "off"}},
+    "late_commit": {"kind": "postgres", "port": 5502, "settings": {"synchronous_commit": "off"}},
+    "no_log": {"kind": "redis", "port": 6501, "settings": {"appendonly": "no"}},
+    "each_second": {"kind": "redis", "port": 6502, "settings": {"appendfsync": "everysec"}},
+    "kernel_decides": {"kind": "redis", "port": 6503, "settings": {"appendfsync": "no"}},
     "elsewhere": {"kind": "redis", "port": 6504, "settings": {"dir": "/dev/shm"}},
 }
 """Services that lose acknowledged writes when the power is cut."""
