@@ -8,18 +8,22 @@ import contextlib
 import os
 import time
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
 
-from recovery_pipelines.sandbox.lease import ENVIRONMENT_NAME
+from recovery_pipelines.sandbox.lease import ENVIRONMENT_NAME, start_time
 
 _KINDS = ("net", "mnt", "pid", "ipc", "user")
 _CGROUPS = Path("/sys/fs/cgroup")
 _SHARED = Path("/dev/shm")
 _END_TIMEOUT_SECONDS = 10.0
 _LOOK_SECONDS = 0.05
+
+
+def _now() -> int:
+    return int(time.clock_gettime(time.CLOCK_BOOTTIME) * os.sysconf("SC_CLK_TCK"))
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,8 @@ class Traces:
     """Those that we are not in."""
     shared: frozenset[Path]
     """Files in the machine's /dev/shm."""
+    until: int = field(default_factory=_now)
+    """When that was, in clock ticks since boot."""
 
     @property
     def count(self) -> int:
@@ -68,7 +74,7 @@ def remaining(traces: Traces, home: Path, tokens: Collection[str]) -> list[str]:
     processes = living(traces, tokens)
     return [
         *(f"process {process.pid} {_name(process)}" for process in processes),
-        *(f"namespace {name}" for name in sorted(_held(traces.namespaces))),
+        *(f"namespace {name}" for name in sorted(_held(traces))),
         *(f"mount {line}" for line in _mounts(home, traces.namespaces)),
         *(f"loop {name}" for name in _loops(home)),
         *(f"shared memory {path}" for path in sorted(traces.shared) if path.exists()),
@@ -137,12 +143,23 @@ def _target(link: Path) -> str:
         return ""
 
 
-def _held(namespaces: Collection[str]) -> set[str]:
-    """Those of these namespaces that any process on the machine holds."""
-    if not namespaces:
+def _held(traces: Traces) -> set[str]:
+    """Those of its namespaces that any process on the machine holds.
+
+    The kernel gives the numbers of namespaces that are gone to new ones: a process that started
+    later has no part in the old one, and if it belongs to the drill, it is found as a process.
+    """
+    if not traces.namespaces:
         return set()
-    everyone = [process.pid for process in psutil.process_iter() if not _has_ended(process)]
-    return {name for each in everyone for name in _namespaces_of(each) if name in namespaces}
+    older = [process.pid for process in psutil.process_iter() if _is_of_then(process, traces)]
+    return {name for each in older for name in _namespaces_of(each) if name in traces.namespaces}
+
+
+def _is_of_then(process: psutil.Process, traces: Traces) -> bool:
+    try:
+        return not _has_ended(process) and start_time(process.pid) <= traces.until
+    except ProcessLookupError:
+        return False
 
 
 def _mounts(home: Path, namespaces: Collection[str]) -> Iterator[str]:

@@ -14,7 +14,7 @@ from campaigns import kills
 from campaigns.history import services_plan_text
 from campaigns.kills import Instant, Shooting, Timeline
 from campaigns.summary import failures
-from campaigns.traces import Traces, living, traces_of
+from campaigns.traces import Traces, living, remaining, traces_of
 from recovery_pipelines.sandbox import Sandbox, reap
 from recovery_pipelines.verdict import Verdict
 
@@ -101,3 +101,11 @@ def test_a_process_that_carries_the_lease_is_found(orphan: tuple[str, int]) -> N
     assert found(replace(nothing, session=pid)) == [pid]
     assert found(replace(family, session=-1)) == [pid]
     assert found(nothing, "another") == []
+
+
+def test_a_namespace_is_held_by_whoever_was_there_before(tmp_path: Path) -> None:
+    """Its number alone may have been given to a new one since."""
+    ours = frozenset({str(Path("/proc/self/ns/net").readlink())})
+    held = replace(traces_of(os.getpid()), processes=frozenset(), session=-1, namespaces=ours)
+    assert remaining(held, tmp_path, ()) == [f"namespace {name}" for name in ours]
+    assert remaining(replace(held, until=0), tmp_path, ()) == []
