@@ -15,6 +15,7 @@ from recovery_pipelines.errors import PlanError
 from recovery_pipelines.evidence.signoff import standings
 from recovery_pipelines.plan import DrillSpec
 from recovery_pipelines.verdict import Verdict
+from tests.database_team import SECRET, cluster
 from tests.plans import MONTH, make_plan, make_spec
 from tests.scenario_effects import Effect, effect_notification, effect_schedule
 
@@ -78,8 +79,9 @@ def effect_directory(tmp_path: Path, *_: object) -> None:
 
 def effect_tool(tool: str) -> Effect:
     def effect(tmp_path: Path, *_: object) -> None:
+        secret = {} if tool == "pg_dump" else {"password": "env:PATH"}
         spec = audit_spec(
-            tmp_path, repository={tool: str(tmp_path / "none"), "password": "env:PATH"}
+            tmp_path, repository={tool: str(tmp_path / "none")} | secret, verify_against={}
         )
         assert spec.engine == tool
         record = carry_out_steps(spec, MONTH, "run")
@@ -87,6 +89,44 @@ def effect_tool(tool: str) -> Effect:
         assert f"there is no folder {tmp_path}/none" in record.reason
 
     return effect
+
+
+def effect_stanza(tmp_path: Path, *_: object) -> None:
+    for name in ("one", "two"):
+        (tmp_path / "repository" / "backup" / name).mkdir(parents=True)
+    keys = {"repository": {"pgbackrest": str(tmp_path / "repository")}, "verify_against": {}}
+    assert "stanzas: one, two; name one" in audited(tmp_path, **keys).reason
+    keys["repository"]["stanza"] = "two"
+    assert "stanza two: missing stanza data" in audited(tmp_path, "again", **keys).reason
+
+
+def effect_restore_point(tmp_path: Path, *_: object) -> None:
+    """A point that is not in the WAL is not reached."""
+    repository = {
+        "pgbackrest": str(cluster().repository),
+        "password": "env:TEAM_PASSWORD",
+        "restore_point": "nowhere",
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TEAM_PASSWORD", SECRET)
+        record = audited(tmp_path, repository=repository, verify_against={}, generations=0)
+    assert record.verdict is Verdict.FAIL
+    assert "target was reached" in found_by(record, "backup_restores")
+
+
+def effect_queries_and_database(tmp_path: Path, *_: object) -> None:
+    dumps = tmp_path / "dumps"
+    dumps.mkdir()
+    (dumps / "one.sql").write_text(
+        "create table t (n int);\n-- PostgreSQL database dump complete\n"
+    )
+    query = "select count(*) = 1, count(*) from pg_class where relname = 't'"
+    for database, verdict in ((None, Verdict.PASS), ("postgres", Verdict.FAIL)):
+        reference = {"queries": [query], "database": database}
+        keys = {"repository": {"pg_dump": str(dumps)}, "verify_against": reference}
+        assert audited(tmp_path, f"in-{database}", **keys).verdict is verdict
+    with pytest.raises(PlanError, match="databases"):
+        audit_spec(tmp_path, verify_against={"queries": [query]})
 
 
 def effect_password(tmp_path: Path, *_: object) -> None:
@@ -157,8 +197,10 @@ def effect_snapshot(tmp_path: Path, *_: object) -> None:
         archive(tmp_path, f"n{number:02}", age_seconds=100 - number)
     newest = {audited(tmp_path, f"n{n}").metrics["backup"] for n in range(3)}
     drawn = {audited(tmp_path, f"r{n}", snapshot="random").metrics["backup"] for n in range(6)}
+    stalest = [audited(tmp_path, f"s{n}", snapshot="stalest").metrics["backup"] for n in range(3)]
     assert newest == {"n11.tar"}
     assert len(drawn) > 1
+    assert len(set(stalest)) == 3
 
 
 def effect_sample(tmp_path: Path, *_: object) -> None:
@@ -183,7 +225,25 @@ def effect_by(tmp_path: Path, *_: object) -> None:
     archive(tmp_path, "one")
     record = audited(tmp_path, sample={"bad_share": 0.5, "by": "bytes"})
     assert record.metrics["bytes_verified"] >= 10_000_000
-    assert "of the bytes" in found_by(record, "data_match")
+    assert record.metrics["bytes_wrong_at_most"] < 0.5 * record.metrics["bytes_in_backup"]
+    effect_by_folders(tmp_path)
+
+
+def effect_by_folders(tmp_path: Path) -> None:
+    """Each folder is looked at, however small."""
+    data = make_data(tmp_path)
+    (data / "rare").mkdir()
+    (data / "rare" / "one").write_text("1")
+    for path in (data / "rare" / "one", data / "rare", data):
+        os.utime(path, (1_700_000_000, 1_700_000_000))
+    archive(tmp_path, "folders")
+    (data / "rare" / "one").write_text("another")
+    manifest.capture(data, tmp_path / "manifests" / "folders.tar.parquet")
+    repository = {"directory": str(tmp_path / "archives"), "match": "folders*"}
+    sample = {"bad_share": 0.3, "by": "folders"}
+    record = audited(tmp_path, "folders", sample=sample, repository=repository)
+    assert "rare/one" in found_by(record, "data_match")
+    assert record.metrics["files_verified"] < FILES
 
 
 def effect_coverage(tmp_path: Path, *_: object) -> None:
@@ -275,6 +335,10 @@ AUDIT_EFFECTS: dict[str, Effect] = {
         "repository.restic": effect_tool("restic"),
         "repository.borg": effect_tool("borg"),
         "repository.directory": effect_directory,
+        "repository.pg_dump": effect_tool("pg_dump"),
+        "repository.pgbackrest": effect_tool("pgbackrest"),
+        "repository.stanza": effect_stanza,
+        "repository.restore_point": effect_restore_point,
         "repository.password": effect_password,
         "repository.environment": effect_environment,
         "repository.path": effect_path,
@@ -282,6 +346,8 @@ AUDIT_EFFECTS: dict[str, Effect] = {
         "verify_against.manifests": effect_manifests,
         "verify_against.live": effect_live,
         "verify_against.command": effect_command,
+        "verify_against.queries": effect_queries_and_database,
+        "verify_against.database": effect_queries_and_database,
         "snapshot": effect_snapshot,
         "sample.bad_share": effect_sample,
         "sample.confidence": effect_sample,

@@ -3,7 +3,10 @@ in a repository is ever touched."""
 
 import hashlib
 import os
+import random
+import re
 import subprocess
+import sys
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -17,17 +20,23 @@ from recovery_pipelines import manifest
 from recovery_pipelines.audits.coverage import CoverageLedger
 from recovery_pipelines.build import build_definitions
 from recovery_pipelines.cli.audit import command
+from recovery_pipelines.drills import tree_trial
 from recovery_pipelines.drills.record import DrillRecord
 from recovery_pipelines.drills.scenarios import carry_out_steps
 from recovery_pipelines.evidence import keys
 from recovery_pipelines.evidence.verify import verify
 from recovery_pipelines.plan import DrillSpec, load_plan
 from recovery_pipelines.verdict import Verdict
-from tests.audit_effects import found_by, make_data, verdict_of
+from tests.audit_effects import FILES, found_by, make_data, verdict_of
+from tests.mounts import needs_root, read_only, small_disk
 from tests.plans import MONTH
 
 SECRET = "the-password-of-the-team"
 TOOLS = ("restic", "borg", "directory")
+DOCUMENTATION = Path(__file__).parents[1] / "docs" / "audits.md"
+HOOKS = dict(
+    re.findall(r"```sh\n\s*# after (\w+).*?\n(.*?)```", DOCUMENTATION.read_text(), re.DOTALL)
+)
 
 
 class Team:
@@ -96,14 +105,18 @@ targets:
         return carry_out_steps(spec, MONTH, run_id)
 
     def digest(self) -> str:
-        """Of every name, mode and byte of the repository."""
-        found = hashlib.sha256()
-        for path in sorted(self.repository.rglob("*")):
-            status = path.lstat()
-            found.update(f"{path} {status.st_mode} {status.st_mtime_ns}".encode())
-            if path.is_file():
-                found.update(path.read_bytes())
-        return found.hexdigest()
+        return digest(self.repository)
+
+
+def digest(folder: Path) -> str:
+    """Of every name, mode, time and byte."""
+    found = hashlib.sha256()
+    for path in sorted(folder.rglob("*")):
+        status = path.lstat()
+        found.update(f"{path} {status.st_mode} {status.st_mtime_ns}".encode())
+        if path.is_file():
+            found.update(path.read_bytes())
+    return found.hexdigest()
 
 
 @pytest.fixture(params=TOOLS)
@@ -208,6 +221,50 @@ def test_a_lock_of_the_team_is_neither_waited_for_nor_broken(team: Team) -> None
     assert team.digest() == before
 
 
+def test_what_fails_while_another_program_holds_the_repository_is_no_finding(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A prune may be what removed the data."""
+    monkeypatch.setenv("TEAM_PASSWORD", SECRET)
+    team = Team(tmp_path, "restic")
+    team.back_up("first")
+    for pack in (team.repository / "data").glob("*/*"):
+        pack.rename(tmp_path / pack.name)
+    assert team.audit().verdict is Verdict.FAIL
+    (team.repository / "locks" / ("a" * 64)).write_bytes(b"another program's lock")
+    record = team.audit()
+    assert record.verdict is Verdict.ERROR
+    assert "restic holds a lock" in record.reason
+
+
+@needs_root
+def test_a_read_only_repository_is_enough(team: Team) -> None:
+    team.back_up("first")
+    with read_only(team.repository):
+        record = team.audit()
+    assert record.verdict is Verdict.PASS, record.reason
+
+
+@needs_root
+def test_a_full_disk_is_an_error_before_the_restore_and_in_the_middle(
+    team: Team, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (team.data / "large").write_bytes(random.Random(1).randbytes(12_000_000))
+    team.back_up("first")
+    before = team.digest()
+    with small_disk(team.folder / "home", "8M"):
+        record = team.audit()
+        assert record.verdict is Verdict.ERROR
+        assert "not enough room" in record.reason
+        monkeypatch.setattr(tree_trial, "require_resources", lambda *_: None)  # room goes after it
+        record = team.audit()
+        assert record.verdict is Verdict.ERROR
+        (message,) = record.messages
+        assert re.search("no space left on device|wrote only", message, re.IGNORECASE)
+        assert "\n" not in message
+    assert team.digest() == before
+
+
 def test_without_a_reference_nothing_is_proven(team: Team) -> None:
     team.back_up("first")
     record = team.audit(against="{}")
@@ -267,3 +324,20 @@ def test_the_ledger_plans_a_million_files(tmp_path: Path) -> None:
     assert set(chosen[:500_000]) == set(paths[500_000:])
     assert set(chosen[500_000:]) <= set(paths[250_000:500_000])
     assert again.outside(paths, 30, now) == (500_000, 250_000)
+
+
+@pytest.mark.parametrize("tool", ["restic", "borg"])
+def test_the_hooks_in_the_documentation_work_as_they_stand(
+    tool: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TEAM_PASSWORD", SECRET)
+    team = Team(tmp_path, tool)
+    hook = HOOKS[tool].replace("/srv/data", str(team.data)).replace("/srv", str(tmp_path))
+    programs = f"export PATH={Path(sys.executable).parent}:$PATH\n"
+    places = f"export RESTIC_REPOSITORY={team.repository} BORG_REPO={team.repository}\n"
+    team.run("bash", "-euo", "pipefail", "-c", programs + places + hook)
+    path = f", path: {team.data}" if tool == "borg" else ""
+    record = team.audit(place=f"{team.repository}{path}")
+    assert record.verdict is Verdict.PASS, record.reason
+    assert record.metrics["verified_against"] == "manifest"
+    assert record.metrics["files_verified"] == FILES

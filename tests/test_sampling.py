@@ -2,15 +2,20 @@
 
 import math
 from fractions import Fraction
+from itertools import product
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 
+from campaigns.sampling import DAMAGE, METHODS, found_in, simulate
 from recovery_pipelines.audits.sampling import (
+    allocate,
     choose,
     choose_by_size,
+    log_worst_miss,
     sample_size,
     upper_limit,
 )
@@ -116,3 +121,52 @@ def test_by_size_a_share_of_the_bytes_escapes_as_seldom_as_promised() -> None:
 def test_what_says_nothing_is_refused(impossible: object) -> None:
     with pytest.raises(RecoveryError):
         impossible()  # type: ignore[operator]
+
+
+def worst_by_enumeration(strata: list[int], sampled: list[int], bad: int) -> Fraction:
+    """The greatest chance that no bad file is seen, over every way to place them."""
+    ways = product(*(range(min(bad, size) + 1) for size in strata))
+    return max(
+        math.prod(
+            (
+                missed(size, each, number)
+                for size, each, number in zip(strata, way, sampled, strict=True)
+            ),
+            start=Fraction(1),
+        )
+        for way in ways
+        if sum(way) == bad
+    )
+
+
+@pytest.mark.parametrize("strata", [[7, 3], [5, 5, 2], [9, 1, 1], [6]])
+def test_the_worst_place_is_the_worst(strata: list[int]) -> None:
+    for count in range(1, sum(strata)):
+        sampled = allocate(strata, count)
+        for bad in range(1, sum(strata) + 1):
+            worst = worst_by_enumeration(strata, sampled, bad)
+            assert math.isclose(math.exp(log_worst_miss(strata, sampled, bad)), worst, abs_tol=1e-9)
+
+
+def test_boosting_small_strata_loses_the_bound() -> None:
+    strata = [9_000, 900, 100]
+    proportional, boosted = (
+        math.exp(log_worst_miss(strata, sampled, 100)) for sampled in ([269, 27, 3], [200, 60, 39])
+    )
+    assert proportional == pytest.approx(0.047, abs=0.001)
+    assert boosted == pytest.approx(0.104, abs=0.001)
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize("method", METHODS)
+def test_bounds_cover_the_truth_wherever_the_damage_is(method: str, damage: str) -> None:
+    """A slice of `python -m campaigns.sampling`."""
+    result = simulate(method, damage, audits=100, files=250, seed=5)
+    assert result.covered >= stats.binom.ppf(0.001, result.audits, 0.95)
+    assert result.bound < 0.5
+
+
+def test_one_percent_of_100_000_files_is_found_by_reading_few() -> None:
+    read, found = found_in(100_000, 1_000, audits=3, seed=1)
+    assert read < 1_000 and found == 3
+    assert missed(100_000, 1_000, read) <= Fraction(1, 100)

@@ -1,6 +1,7 @@
 """How many files to verify for a statement about all of them, which ones, and what it proves.
 
-Sampling is without replacement and the bounds are exact (hypergeometric). Which files are chosen
+Sampling is without replacement and the bounds hold for every population: exact (hypergeometric)
+or conservative, as each function says. Which files are chosen
 follows from a seed and their paths alone: with the previous head of the evidence chain as the
 seed nobody can pick easy files, and an auditor can derive the list again.
 """
@@ -25,11 +26,11 @@ def sample_size(population: int, bad_share: float, confidence: float) -> int:
     _require_shares(bad_share, confidence)
     if population < 1:
         raise RecoveryError("there is no file to sample: nothing can be said")
-    bad = max(1, math.ceil(round(bad_share * population, 9)))
+    bad = _bad_files(population, bad_share)
     low, high = 1, population - bad + 1
     while low < high:
         middle = (low + high) // 2
-        if _log_all_good(population, bad, middle) <= math.log1p(-confidence) + 1e-12:
+        if _log_all_good(population, bad, middle) <= _allowed(confidence):
             high = middle
         else:
             low = middle + 1
@@ -75,17 +76,127 @@ def choose_by_size(
     bad_share, so any files that hold that share of the bytes all escape with a probability of at
     most 1 - confidence. Empty files are never chosen.
     """
-    _require_shares(bad_share, confidence)
-    total_bytes = int(sizes_bytes.sum())
-    if total_bytes == 0:
-        raise RecoveryError("the files hold no bytes: nothing can be said about a share of them")
-    strength = -math.log1p(-confidence) / bad_share
-    chances = np.minimum(1.0, strength * sizes_bytes / total_bytes)
+    chances = _chances(sizes_bytes, bad_share, confidence)
     return [
         path
         for path, chance in zip(paths, chances.tolist(), strict=True)
         if _draw(seed, path) < chance * 2**64
     ]
+
+
+def byte_limit(
+    sizes_bytes: npt.NDArray[np.int64],
+    bad_share: float,
+    confidence: float,
+    bad_sizes_bytes: Sequence[int],
+) -> int:
+    """Most bytes that bad files may hold, given the sizes of those that `choose_by_size` found bad.
+
+    Files that were certain to be chosen are known. Of the others the number found is a sum of
+    independent draws whose mean is c * bytes / total, so it is at most x with a probability of no
+    more than a Poisson variable of that mean (Hoeffding 1956).
+    """
+    total_bytes = int(sizes_bytes.sum())
+    rate = _strength(bad_share, confidence) / total_bytes
+    certain = [size for size in bad_sizes_bytes if size * rate >= 1]
+    lots = len(bad_sizes_bytes) - len(certain)
+    most = stats.chi2.ppf(confidence, 2 * (lots + 1)) / 2 / rate
+    return int(min(total_bytes, sum(certain) + math.ceil(most)))
+
+
+def allocate(strata: Sequence[int], count: int) -> list[int]:
+    """How many of each stratum: their share of `count`, rounded up, so at least one of each."""
+    population = sum(strata)
+    return [min(size, -(-count * size // population)) for size in strata]
+
+
+def stratified_size(strata: Sequence[int], bad_share: float, confidence: float) -> int:
+    """Least count such that `allocate` proves "less than `bad_share` is bad", wherever it is.
+
+    Unlike one sample of all, samples of strata depend on where the bad files are: the worst place
+    counts.
+    """
+    _require_shares(bad_share, confidence)
+    population = sum(strata)
+    if population < 1:
+        raise RecoveryError("there is no file to sample: nothing can be said")
+    bad = _bad_files(population, bad_share)
+    low, high = 1, population
+    while low < high:
+        middle = (low + high) // 2
+        if log_worst_miss(strata, allocate(strata, middle), bad) <= _allowed(confidence):
+            high = middle
+        else:
+            low = middle + 1
+    return low
+
+
+def log_worst_miss(strata: Sequence[int], sampled: Sequence[int], bad: int) -> float:
+    """ln of the greatest chance, over all places of `bad` files, that none is in the sample.
+
+    The chance is a product over the strata, and in each the next bad file lowers it by more than
+    the one before: so the cheapest next places together are the worst.
+    """
+    costs = [
+        np.log1p(-number / (size - np.arange(min(bad, size - number))))
+        for size, number in zip(strata, sampled, strict=True)
+        if size > number
+    ]
+    found = np.concatenate(costs) if costs else np.empty(0)
+    if len(found) < bad:
+        return -math.inf
+    return float(-np.partition(-found, bad - 1)[:bad].sum()) if bad else 0.0
+
+
+def stratified_limit(
+    strata: Sequence[int], sampled: Sequence[int], bad_found: int, confidence: float
+) -> int:
+    """Most bad files that all strata together may hold, given `bad_found` in their samples.
+
+    Exact for none found (the worst place). Else conservative: the number found is a sum of
+    independent draws (a hypergeometric variable is one) with a mean of at least D * f, f the
+    smallest share sampled of any stratum, so it is at most x with a probability of no more than a
+    Poisson variable of that mean (Hoeffding 1956).
+    """
+    low, high = bad_found, sum(strata) - (sum(sampled) - bad_found)
+    smallest = min(number / size for number, size in zip(sampled, strata, strict=True))
+
+    def possible(bad: int) -> bool:
+        if bad_found == 0:
+            return log_worst_miss(strata, sampled, bad) > _allowed(confidence)
+        return bool(stats.poisson.cdf(bad_found, bad * smallest) > 1 - confidence)
+
+    while low < high:
+        middle = (low + high + 1) // 2
+        if possible(middle):
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+def _chances(
+    sizes_bytes: npt.NDArray[np.int64], bad_share: float, confidence: float
+) -> npt.NDArray[np.float64]:
+    total_bytes = int(sizes_bytes.sum())
+    if total_bytes == 0:
+        raise RecoveryError("the files hold no bytes: nothing can be said about a share of them")
+    return np.minimum(1.0, _strength(bad_share, confidence) * sizes_bytes / total_bytes)
+
+
+def _strength(bad_share: float, confidence: float) -> float:
+    _require_shares(bad_share, confidence)
+    return -math.log1p(-confidence) / bad_share
+
+
+def _bad_files(population: int, bad_share: float) -> int:
+    """How many are too many."""
+    return max(1, math.ceil(round(bad_share * population, 9)))
+
+
+def _allowed(confidence: float) -> float:
+    """ln of the chance of being wrong that is accepted."""
+    return math.log1p(-confidence) + 1e-12
 
 
 def _draw(seed: bytes, path: bytes) -> int:

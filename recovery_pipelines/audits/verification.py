@@ -1,17 +1,27 @@
 """Verifying restored data against what they should be, and how much that proves."""
 
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from recovery_pipelines import manifest
-from recovery_pipelines.audits.repositories import Backup, Contents
-from recovery_pipelines.audits.sampling import choose, choose_by_size, sample_size, upper_limit
+from recovery_pipelines.audits.reader import Backup, Contents
+from recovery_pipelines.audits.sampling import (
+    allocate,
+    byte_limit,
+    choose,
+    choose_by_size,
+    sample_size,
+    stratified_limit,
+    stratified_size,
+    upper_limit,
+)
 from recovery_pipelines.errors import RecoveryError
 from recovery_pipelines.plan.repositories import Reference, Sample
 
@@ -47,6 +57,30 @@ class Outcome:
     good: list[bytes]
     """Files that were looked at and are right."""
     undecided: int
+    sizes_bytes: Mapping[bytes, int]
+    """By path."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """What was drawn by lot, and from what."""
+
+    sample: Sample
+    drawn: list[bytes]
+    sizes_bytes: npt.NDArray[np.int64]
+    """Of all files."""
+    strata: Sequence[int] = ()
+    """Files in each folder of the first level."""
+    sampled: Sequence[int] = ()
+    """How many were drawn of each."""
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """Most files, and most bytes, that may be wrong; None where the sample says nothing of it."""
+
+    files: int | None
+    bytes: int | None
 
 
 def expectation(reference: Reference, backup: Backup, scratch: Path) -> Expectation:
@@ -73,15 +107,23 @@ def files_of(file: Path) -> tuple[list[bytes], list[int]]:
     return [path for path, _ in wanted], [size for _, size in wanted]
 
 
-def chosen_by_lot(
-    paths: Sequence[bytes], sizes: Sequence[int], sample: Sample, seed: bytes
-) -> list[bytes]:
+def draw(paths: Sequence[bytes], sizes: Sequence[int], sample: Sample, seed: bytes) -> Sampling:
     """As many as the statement of `sample` needs."""
+    array = np.array(sizes, np.int64)
     if sample.by == "bytes":
-        array = np.array(sizes, np.int64)
-        return choose_by_size(paths, array, sample.bad_share, sample.confidence, seed)
-    count = sample_size(len(paths), sample.bad_share, sample.confidence)
-    return choose(paths, count, seed)
+        drawn = choose_by_size(paths, array, sample.bad_share, sample.confidence, seed)
+        return Sampling(sample, drawn, array)
+    if sample.by == "files":
+        count = sample_size(len(paths), sample.bad_share, sample.confidence)
+        return Sampling(sample, choose(paths, count, seed), array)
+    folders: dict[bytes, list[bytes]] = {}
+    for path in paths:
+        folders.setdefault(path.partition(b"/")[0] if b"/" in path else b"", []).append(path)
+    strata = [len(each) for each in folders.values()]
+    count = stratified_size(strata, sample.bad_share, sample.confidence)
+    sampled = allocate(strata, count)
+    chosen = [choose(*each, seed) for each in zip(folders.values(), sampled, strict=True)]
+    return Sampling(sample, [path for each in chosen for path in each], array, strata, sampled)
 
 
 def verify(
@@ -118,6 +160,7 @@ def verify(
         changed_since=len(changed),
         good=[path for path in verified if path not in bad],
         undecided=len(undecided),
+        sizes_bytes=size_of,
     )
 
 
@@ -135,23 +178,29 @@ def verify_record(contents: Contents, tree: Path) -> Outcome:
     names = [os.fsencode(name) for name in contents.sizes_bytes]
     total = sum(contents.sizes_bytes.values())
     good = [name for name in names if name not in bad]
-    return Outcome(len(names), total, len(names), total, bad, 0, good, 0)
+    sizes = {os.fsencode(name): size for name, size in contents.sizes_bytes.items()}
+    return Outcome(len(names), total, len(names), total, bad, 0, good, 0, sizes)
 
 
-def most_bad(outcome: Outcome, sample: Sample | None, drawn: Collection[bytes]) -> int | None:
-    """Most bad files that there may be, at the sample's confidence; exact where all was seen.
+def bounds(outcome: Outcome, sampling: Sampling | None) -> Bounds:
+    """The most that may be wrong, at the sample's confidence; what was seen, where all was.
 
-    Rests on the files that were drawn by lot alone. None for a sample by bytes, which says nothing
-    of the number of files.
+    Rests on the files that were drawn by lot alone. One that could not be judged counts as bad.
     """
-    if sample is None or outcome.verified >= outcome.files:
-        return len(outcome.bad)
+    if sampling is None or outcome.verified >= outcome.files:
+        known = sum(outcome.sizes_bytes.get(path, 0) for path in outcome.bad)
+        return Bounds(len(outcome.bad), known)
+    sample, good = sampling.sample, set(outcome.good)
+    suspects = [path for path in sampling.drawn if path not in good]
     if sample.by == "bytes":
-        return None
-    good = set(outcome.good)
-    bad = sum(path in outcome.bad for path in drawn)
-    seen = bad + sum(path in good for path in drawn)
-    return upper_limit(outcome.files, seen, bad, sample.confidence)
+        sizes = [outcome.sizes_bytes[path] for path in suspects]
+        limit = byte_limit(sampling.sizes_bytes, sample.bad_share, sample.confidence, sizes)
+        return Bounds(None, limit)
+    if sample.by == "files":
+        drawn = len(sampling.drawn)
+        return Bounds(upper_limit(outcome.files, drawn, len(suspects), sample.confidence), None)
+    limit = stratified_limit(sampling.strata, sampling.sampled, len(suspects), sample.confidence)
+    return Bounds(limit, None)
 
 
 def newest_mark(file: Path) -> datetime:

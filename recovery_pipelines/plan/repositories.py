@@ -1,7 +1,7 @@
 """The plan's targets with a `repository`: backups that others make, to be audited."""
 
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, get_args
 
 from pydantic import Field, PositiveInt, model_validator
 
@@ -9,7 +9,8 @@ from recovery_pipelines.plan.base import Strict
 from recovery_pipelines.plan.channels import Secret
 from recovery_pipelines.plan.targets import Aspect, Objectives
 
-Tool = Literal["restic", "borg", "directory"]
+Tool = Literal["restic", "borg", "directory", "pg_dump", "pgbackrest"]
+DATABASE_TOOLS = ("pg_dump", "pgbackrest")
 Share = Annotated[float, Field(gt=0, lt=1)]
 
 
@@ -22,6 +23,14 @@ class Repository(Strict):
     """A folder, or `ssh://…`."""
     directory: Path | None = None
     """A folder of tar archives, each a whole backup, compressed or not."""
+    pg_dump: Path | None = None
+    """A folder of what pg_dump wrote, in any format, each a whole database."""
+    pgbackrest: Path | None = None
+    """A folder that pgBackRest writes: a PostgreSQL cluster."""
+    stanza: str | None = None
+    """pgBackRest's; needed where a repository holds several."""
+    restore_point: str | None = None
+    """pgBackRest: recover up to the point of this name instead of to the backup's end."""
     password: Secret | None = None
     """`env:NAME`; restic needs it."""
     environment: tuple[Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")], ...] = ()
@@ -30,27 +39,31 @@ class Repository(Strict):
     """The folder that was backed up, as the tool recorded it; needed where a repository holds
     several."""
     match: str = "*"
-    """Only backups of this name (borg), host (restic) or file name (directory); `*` and `?`."""
+    """Only backups of this host (restic), label (pgbackrest) or name; `*` and `?`."""
 
     @model_validator(mode="after")
     def _one_tool(self) -> Self:
-        if sum(place is not None for place in (self.restic, self.borg, self.directory)) != 1:
-            raise ValueError("a repository has exactly one of: restic, borg, directory")
-        if self.restic is not None and self.password is None:
+        places = {tool: place for tool in get_args(Tool) if (place := getattr(self, tool))}
+        if len(places) != 1:
+            raise ValueError(f"a repository has exactly one of: {', '.join(get_args(Tool))}")
+        if self.tool == "restic" and self.password is None:
             raise ValueError("a restic repository needs its `password`: env:NAME")
-        if self.directory is not None and (self.password or self.environment):
-            raise ValueError("a directory of archives has no password and no environment")
+        if self.tool in ("directory", "pg_dump") and (self.password or self.environment):
+            raise ValueError(f"{self.tool} is a plain folder: no `password`, no `environment`")
+        if self.tool != "pgbackrest" and (self.stanza or self.restore_point):
+            raise ValueError("`stanza` and `restore_point` belong to pgbackrest")
+        if self.tool in DATABASE_TOOLS and self.path:
+            raise ValueError("`path` belongs to repositories of files")
         return self
 
     @property
     def tool(self) -> Tool:
-        if self.restic is not None:
-            return "restic"
-        return "borg" if self.borg is not None else "directory"
+        found: Tool = next(tool for tool in get_args(Tool) if getattr(self, tool))
+        return found
 
     @property
     def location(self) -> str:
-        return str(self.restic or self.borg or self.directory)
+        return str(getattr(self, self.tool))
 
 
 class Reference(Strict):
@@ -63,6 +76,11 @@ class Reference(Strict):
     command: tuple[str, ...] = ()
     """Runs in the restored folder and exits with 0 if the data are right: the check
     `command_succeeds`."""
+    queries: tuple[str, ...] = ()
+    """SQL for a restored database. Each must give one row whose first value is true; what else
+    is in the row is reported."""
+    database: str | None = None
+    """Which one of a restored cluster is asked; needed where it holds several."""
 
 
 class Sample(Strict):
@@ -72,8 +90,9 @@ class Sample(Strict):
     """Verify so few files, chosen by lot, that, if all are right, less than this share is wrong."""
     confidence: Share = 0.95
     """How sure that statement is."""
-    by: Literal["files", "bytes"] = "files"
-    """What the share is of."""
+    by: Literal["files", "folders", "bytes"] = "files"
+    """What the share is of. `folders`: of the files, with at least one from each folder of the
+    first level."""
 
 
 class Coverage(Strict):
@@ -91,16 +110,16 @@ class RepositoryTarget(Strict):
 
     repository: Repository
     verify_against: Reference = Reference()
-    snapshot: Literal["newest", "random"] = "newest"
-    """Which backup is restored."""
+    snapshot: Literal["newest", "random", "stalest"] = "newest"
+    """Which backup is restored; `stalest`: the one whose last verification is longest ago."""
     sample: Sample | None = None
     """If left out, everything is restored and verified."""
     coverage: Coverage | None = None
     generations: Annotated[int, Field(ge=0, le=1000)] = 10
     """If a backup is bad, so many older ones are tried in search of the last good one."""
     marks: str | None = None
-    """A file in the data to which a job appends the time, such as `date -u +%FT%TZ >> marks`: the
-    check `marks_are_fresh`."""
+    """A file in the data to which a job appends the time, such as `date -u +%FT%TZ >> marks`; of a
+    database the SQL that gives the newest time: the check `marks_are_fresh`."""
     objectives: Objectives = Objectives()
     not_kept: tuple[Aspect, ...] = ()
     """Aspects that the backups do not promise to keep; recorded in every result."""
@@ -113,8 +132,9 @@ class RepositoryTarget(Strict):
             for tool in ("restic", "borg")
             if (place := getattr(repository, tool)) and ":" not in place
         }
-        if repository.directory:
-            places["directory"] = folder / repository.directory.expanduser()
+        for tool in ("directory", "pg_dump", "pgbackrest"):
+            if place := getattr(repository, tool):
+                places[tool] = folder / place.expanduser()
         folders = {
             name: folder / place.expanduser()
             for name in ("manifests", "live")
@@ -126,6 +146,30 @@ class RepositoryTarget(Strict):
                 "verify_against": reference.model_copy(update=folders),
             }
         )
+
+    @property
+    def is_database(self) -> bool:
+        return self.repository.tool in DATABASE_TOOLS
+
+    @model_validator(mode="after")
+    def _files_or_database(self) -> Self:
+        against = self.verify_against
+        for_files = {
+            "verify_against.live": against.live,
+            "verify_against.command": against.command,
+            "sample": self.sample,
+            "not_kept": self.not_kept,
+        }
+        for_databases = {
+            "verify_against.queries": against.queries,
+            "verify_against.database": against.database,
+        }
+        wrong = for_files if self.is_database else for_databases
+        for name, value in wrong.items():
+            if value:
+                other = "files" if self.is_database else "databases"
+                raise ValueError(f"`{name}` belongs to repositories of {other}")
+        return self
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:

@@ -34,18 +34,21 @@ class Machine(Namespaced):
         logs: Path,
         *,
         binds: Mapping[str, Path] | None = None,
+        read_only: Mapping[str, Path] | None = None,
         new_volume: bool = False,
+        loses_power: bool = True,
     ) -> None:
         """Switch on the machine `name`, on its volume in the sandbox: a new one, or the one that
         an earlier machine of this name left behind.
 
         `logs` takes the services' output and the supervisor's events; it is not on the volume.
-        Each of `binds` is seen inside as `ROOM/<name>`.
+        Each of `binds` and `read_only` is seen inside as `ROOM/<name>`. A volume that never
+        `loses_power` is a folder of the sandbox, as large as that can get.
         """
         tree = sandbox.tree(f"machine-{name}")
         logs.mkdir(parents=True, exist_ok=True)
         self.logs = logs
-        self._image = tree.path / "volume.img" if can_loop() else None
+        self._image = tree.path / "volume.img" if loses_power and can_loop() else None
         if new_volume:
             tree.clear()
             if self._image:
@@ -58,6 +61,7 @@ class Machine(Namespaced):
             "image": str(self._image or ""),
             "directory": str(tree.path / "volume"),
             "binds": {name: str(path) for name, path in (binds or {}).items()},
+            "read_only": {name: str(path) for name, path in (read_only or {}).items()},
             "logs": str(logs),
         }
         module = "recovery_pipelines.services.machine"

@@ -288,9 +288,11 @@ def _build_room(told: dict[str, Any]) -> LoopVolume | None:
     for where in (ROOM, Path("/dev/shm")):
         mount("-t", "tmpfs", "-o", "mode=755" if where == ROOM else "mode=1777", "tmpfs", where)
     VOLUME.mkdir()
-    for name, path in told["binds"].items():
+    for name, path in (told["binds"] | told["read_only"]).items():
         (ROOM / name).mkdir()
         mount("--bind", path, ROOM / name)
+        if name in told["read_only"]:
+            mount("-o", ",".join(("remount", "bind", "ro", *_kept_options(path))), ROOM / name)
     run_tool([find_tool("ip", "iproute2"), "link", "set", "lo", "up"])
     if told["image"]:
         volume = mount_image(Path(told["image"]), VOLUME)
@@ -299,6 +301,20 @@ def _build_room(told: dict[str, Any]) -> LoopVolume | None:
     mount("--bind", told["directory"], VOLUME)
     VOLUME.chmod(0o755)
     return None
+
+
+def _kept_options(path: str) -> list[str]:
+    """What an ordinary user must say again when remounting."""
+    flags = os.statvfs(path).f_flag
+    known = {
+        "nosuid": os.ST_NOSUID,
+        "nodev": os.ST_NODEV,
+        "noexec": os.ST_NOEXEC,
+        "noatime": os.ST_NOATIME,
+        "nodiratime": os.ST_NODIRATIME,
+        "relatime": os.ST_RELATIME,
+    }
+    return [option for option, flag in known.items() if flags & flag]
 
 
 def _free_bytes() -> int:
