@@ -19,7 +19,9 @@ from recovery_pipelines.audits.sampling import (
     sample_size,
     upper_limit,
 )
+from recovery_pipelines.audits.verification import Outcome, bounds, draw
 from recovery_pipelines.errors import RecoveryError
+from recovery_pipelines.plan.repositories import Sample
 
 
 def missed(population: int, bad: int, sampled: int) -> Fraction:
@@ -155,6 +157,18 @@ def test_boosting_small_strata_loses_the_bound() -> None:
     )
     assert proportional == pytest.approx(0.047, abs=0.001)
     assert boosted == pytest.approx(0.104, abs=0.001)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_no_bound_is_below_what_was_found_outside_the_draw(method: str) -> None:
+    """Files whose last verification is longest ago are looked at besides."""
+    paths = [b"%d" % number for number in range(1_000)]
+    sizes = dict.fromkeys(paths, 10)
+    drawn = draw(paths, [10] * 1_000, Sample(bad_share=0.05, by=method), b"seed")  # type: ignore[arg-type]
+    bad = dict.fromkeys(sorted(set(paths) - set(drawn.drawn))[:800], "bad")
+    outcome = Outcome(1_000, 10_000, 900, 9_000, bad, 0, drawn.drawn, 0, sizes)
+    known = bounds(outcome, drawn)
+    assert (known.bytes == 8_000) if method == "bytes" else (known.files == 800)
 
 
 @pytest.mark.parametrize("damage", DAMAGE)

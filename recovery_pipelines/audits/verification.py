@@ -185,22 +185,25 @@ def verify_record(contents: Contents, tree: Path) -> Outcome:
 def bounds(outcome: Outcome, sampling: Sampling | None) -> Bounds:
     """The most that may be wrong, at the sample's confidence; what was seen, where all was.
 
-    Rests on the files that were drawn by lot alone. One that could not be judged counts as bad.
+    Rests on the files that were drawn by lot alone, and is no less than what is known to be wrong.
+    One that could not be judged counts as bad.
     """
+    known = [outcome.sizes_bytes[path] for path in outcome.bad if path in outcome.sizes_bytes]
     if sampling is None or outcome.verified >= outcome.files:
-        known = sum(outcome.sizes_bytes.get(path, 0) for path in outcome.bad)
-        return Bounds(len(outcome.bad), known)
+        return Bounds(len(outcome.bad), sum(known))
     sample, good = sampling.sample, set(outcome.good)
     suspects = [path for path in sampling.drawn if path not in good]
     if sample.by == "bytes":
         sizes = [outcome.sizes_bytes[path] for path in suspects]
         limit = byte_limit(sampling.sizes_bytes, sample.bad_share, sample.confidence, sizes)
-        return Bounds(None, limit)
+        return Bounds(None, max(limit, sum(known)))
     if sample.by == "files":
         drawn = len(sampling.drawn)
-        return Bounds(upper_limit(outcome.files, drawn, len(suspects), sample.confidence), None)
-    limit = stratified_limit(sampling.strata, sampling.sampled, len(suspects), sample.confidence)
-    return Bounds(limit, None)
+        limit = upper_limit(outcome.files, drawn, len(suspects), sample.confidence)
+    else:
+        strata, sampled = sampling.strata, sampling.sampled
+        limit = stratified_limit(strata, sampled, len(suspects), sample.confidence)
+    return Bounds(max(limit, len(known)), None)
 
 
 def newest_mark(file: Path) -> datetime:
