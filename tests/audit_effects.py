@@ -114,19 +114,26 @@ def effect_restore_point(tmp_path: Path, *_: object) -> None:
     assert "target was reached" in found_by(record, "backup_restores")
 
 
-def effect_queries_and_database(tmp_path: Path, *_: object) -> None:
+def dump_audit(tmp_path: Path, database: str | None) -> DrillRecord:
     dumps = tmp_path / "dumps"
     dumps.mkdir()
     (dumps / "one.sql").write_text(
         "create table t (n int);\n-- PostgreSQL database dump complete\n"
     )
     query = "select count(*) = 1, count(*) from pg_class where relname = 't'"
-    for database, verdict in ((None, Verdict.PASS), ("postgres", Verdict.FAIL)):
-        reference = {"queries": [query], "database": database}
-        keys = {"repository": {"pg_dump": str(dumps)}, "verify_against": reference}
-        assert audited(tmp_path, f"in-{database}", **keys).verdict is verdict
+    reference = {"queries": [query], "database": database}
+    return audited(tmp_path, repository={"pg_dump": str(dumps)}, verify_against=reference)
+
+
+def effect_queries(tmp_path: Path, *_: object) -> None:
+    assert dump_audit(tmp_path, None).verdict is Verdict.PASS
     with pytest.raises(PlanError, match="databases"):
-        audit_spec(tmp_path, verify_against={"queries": [query]})
+        audit_spec(tmp_path, verify_against={"queries": ["select true"]})
+
+
+def effect_database(tmp_path: Path, *_: object) -> None:
+    """The dump is not restored into this one."""
+    assert dump_audit(tmp_path, "postgres").verdict is Verdict.FAIL
 
 
 def effect_password(tmp_path: Path, *_: object) -> None:
@@ -346,8 +353,8 @@ AUDIT_EFFECTS: dict[str, Effect] = {
         "verify_against.manifests": effect_manifests,
         "verify_against.live": effect_live,
         "verify_against.command": effect_command,
-        "verify_against.queries": effect_queries_and_database,
-        "verify_against.database": effect_queries_and_database,
+        "verify_against.queries": effect_queries,
+        "verify_against.database": effect_database,
         "snapshot": effect_snapshot,
         "sample.bad_share": effect_sample,
         "sample.confidence": effect_sample,

@@ -100,8 +100,9 @@ def byte_limit(
     rate = _strength(bad_share, confidence) / total_bytes
     certain = [size for size in bad_sizes_bytes if size * rate >= 1]
     lots = len(bad_sizes_bytes) - len(certain)
-    most = stats.chi2.ppf(confidence, 2 * (lots + 1)) / 2 / rate
-    return int(min(total_bytes, sum(certain) + math.ceil(most)))
+    most: int = math.ceil(stats.chi2.ppf(confidence, 2 * (lots + 1)) / 2 / rate)
+    uncertain_bytes = int(sizes_bytes[sizes_bytes * rate < 1].sum())
+    return sum(certain) + min(uncertain_bytes, most)
 
 
 def allocate(strata: Sequence[int], count: int) -> list[int]:
