@@ -100,7 +100,7 @@ def byte_limit(
     rate = _strength(bad_share, confidence) / total_bytes
     certain = [size for size in bad_sizes_bytes if size * rate >= 1]
     lots = len(bad_sizes_bytes) - len(certain)
-    most: int = math.ceil(stats.chi2.ppf(confidence, 2 * (lots + 1)) / 2 / rate)
+    most: int = math.ceil(scipy.special.gammaincinv(lots + 1, confidence) / rate)
     uncertain_bytes = int(sizes_bytes[sizes_bytes * rate < 1].sum())
     return sum(certain) + min(uncertain_bytes, most)
 
@@ -165,7 +165,7 @@ def stratified_limit(
     def possible(bad: int) -> bool:
         if bad_found == 0:
             return log_worst_miss(strata, sampled, bad) > _allowed(confidence)
-        return bool(stats.poisson.cdf(bad_found, bad * smallest) > 1 - confidence)
+        return bool(scipy.special.pdtr(bad_found, bad * smallest) > 1 - confidence)
 
     while low < high:
         middle = (low + high + 1) // 2
