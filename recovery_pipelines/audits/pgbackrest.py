@@ -9,7 +9,7 @@ from recovery_pipelines.audits.databases import DatabaseReader
 from recovery_pipelines.audits.reader import Backup, Unrestorable
 from recovery_pipelines.audits.scratch import MEMORY, ScratchServer, owner_of, programs_for
 from recovery_pipelines.errors import EngineError
-from recovery_pipelines.services.stack import ROOM, VOLUME
+from recovery_pipelines.services.service import ROOM, VOLUME
 from recovery_pipelines.tools import find_tool
 
 _REPOSITORY = "repository"

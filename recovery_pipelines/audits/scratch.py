@@ -12,7 +12,8 @@ from typing import Any
 from recovery_pipelines.errors import MissingProgram
 from recovery_pipelines.sandbox import Sandbox
 from recovery_pipelines.services.host import Machine
-from recovery_pipelines.services.stack import ROOM, VOLUME, existing_user
+from recovery_pipelines.services.service import ROOM, VOLUME
+from recovery_pipelines.services.stack import existing_user
 from recovery_pipelines.tools import Finished
 
 _PORT = "5432"
