@@ -15,6 +15,7 @@ from recovery_pipelines.errors import DrillTimeout, MissingProgram
 _LOOK_EVERY_SECONDS = 0.5
 _LOOK_AT_BYTES = 1 << 20
 _INSTALL_HINT = "install it (Debian/Ubuntu: apt-get install {package})"
+_ADMINISTRATORS_PATH = "/usr/local/sbin:/usr/sbin:/sbin"
 
 
 @dataclass(frozen=True)
@@ -32,8 +33,11 @@ class Finished:
 
 
 def find_tool(name: str, package: str | None = None) -> str:
-    """The absolute path of a program, or a MissingProgram that says how to install it."""
-    found = shutil.which(name)
+    """The absolute path of a program, or a MissingProgram that says how to install it.
+
+    Also from the folders of administrators' programs, which are not on an ordinary user's path.
+    """
+    found = shutil.which(name) or shutil.which(name, path=_ADMINISTRATORS_PATH)
     if found is None:
         hint = _INSTALL_HINT.format(package=package or name)
         raise MissingProgram(f"the program {name!r} is not on this machine: {hint}")

@@ -9,6 +9,7 @@ from recovery_pipelines.errors import NetworkError
 from recovery_pipelines.network.failover import FAILURES_TO_DECLARE, Observation
 from recovery_pipelines.network.outside import Laboratory
 from recovery_pipelines.sandbox import Sandbox
+from recovery_pipelines.tools import find_tool
 
 PEER, CLIENT = "standby → primary", "client → primary"
 
@@ -73,3 +74,11 @@ def test_one_view_alone_does_not_fail_over(laboratory: Laboratory) -> None:
     seen = [Observation(row["at"], row["why"]) for row in found["observations"]]
     assert sum(bool(row.why) for row in seen) >= FAILURES_TO_DECLARE
     assert laboratory.ask("services", since=0.0)["primaries"] == ["primary"]
+
+
+def test_programs_of_administrators_are_found_with_an_ordinary_path(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    assert Path(find_tool("ip", "iproute2")).parent.name in ("bin", "sbin")
+    assert Path(find_tool("nft", "nftables")).parent.name == "sbin"

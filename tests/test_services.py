@@ -190,7 +190,7 @@ def test_a_check_that_cannot_fail_makes_the_drill_invalid(
         "judge",
         lambda name, seen, promise: CheckResult(name, Verdict.PASS, "all", "all"),
     )
-    assert verdicts(drill(tmp_path))["self_test"] is Verdict.INVALID
+    assert verdicts(drill(tmp_path, **{SERVICES: SAFE}))["self_test"] is Verdict.INVALID
 
 
 def test_power_is_cut_only_on_our_own_loop_device(tmp_path: Path) -> None:
