@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from campaigns.simulated import TYPICAL_SECONDS, Month, label, leave_month, make_plan
+from recovery_pipelines.analysis.history import load_history
 from recovery_pipelines.analysis.recommendations import recommended_drills, replay
 from recovery_pipelines.plan import Plan
 from recovery_pipelines.verdict import Verdict
@@ -95,8 +96,9 @@ def stories(seeds: Iterable[int]) -> Iterator[dict[str, object]]:
         with tempfile.TemporaryDirectory(prefix="recovery-story-") as folder:
             plan = leave_story(Path(folder), seed)
             said: dict[str, list[int]] = {}
+            home, drills = Path(folder), recommended_drills(plan)
             end = date.fromisoformat(label(MONTHS))
-            for seen in replay(Path(folder), recommended_drills(plan), end, MONTHS):
+            for seen in replay(home, load_history(home), drills, end, MONTHS):
                 said.setdefault(seen.id, []).append(_position(seen.month))
         seconds = monotonic() - began
         for expected in EXPECTED:

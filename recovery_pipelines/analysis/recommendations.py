@@ -48,6 +48,7 @@ def recommendations(
     today: date | None = None,
     look_back_months: int = LOOK_BACK_MONTHS,
     until: str | None = None,
+    history: pd.DataFrame | None = None,
 ) -> pd.DataFrame:
     """One row per problem that the records of `home` show or showed, most urgent first.
 
@@ -59,9 +60,11 @@ def recommendations(
 
     `today` decides which months are over; by default the present day (UTC). Problems that ended
     before the newest `look_back_months` are left out, and nothing after the month `until` is seen.
+    `history` is what `load_history` gives, from whoever has it at hand.
     """
     end = today or datetime.now(UTC).date()
-    found = _problems(replay(home, recommended_drills(plan), end, look_back_months, until))
+    known = load_history(home) if history is None else history
+    found = _problems(replay(home, known, recommended_drills(plan), end, look_back_months, until))
     shown = plan.test_framework.reporting.documentation.recommendations
     assigned = read_assignments(home)
     rows = [
@@ -117,13 +120,13 @@ class Seen:
 
 def replay(
     home: Path,
+    history: pd.DataFrame,
     specs: Sequence[DrillSpec],
     today: date,
     look_back_months: int,
     until: str | None = None,
 ) -> Iterator[Seen]:
     """What the rules find in the records up to each month, drill by drill, oldest month first."""
-    history = load_history(home)
     history = history[history["drill"].isin([spec.name for spec in specs])]
     if until:
         history = history[history["month"] <= until]

@@ -38,7 +38,7 @@ def show(plan_path: Path | None) -> None:
         "Growth": drills.trends(months, said),
         "Recovery time to expect": drills.forecast(months, said, objectives),
         "Anomalies": drills.anomalies(months, said),
-        "Recommendations": recommendations(home, plan),
+        "Recommendations": recommendations(home, plan, history=history),
     }
     for title, table in tables.items():
         click.echo(f"{title}\n{_text(table)}\n")

@@ -110,7 +110,7 @@ def build_report(home: Path, plan: Plan, month: str) -> Report:
         detection_matrix=matrix,
         fault_coverage=_fault_coverage(contents),
         not_tested=_not_tested(drills, missing, plan),
-        recommendations=_recommendations(home, plan, month)
+        recommendations=_recommendations(home, plan, history, month)
         if recommended_drills(plan)
         else Unavailable(why="no group's automation.reporting names recommendations"),
         manual_verification=_manual_verification(drills, home, chain),
@@ -120,10 +120,12 @@ def build_report(home: Path, plan: Plan, month: str) -> Report:
     )
 
 
-def _recommendations(home: Path, plan: Plan, month: str) -> tuple[Recommendation, ...]:
+def _recommendations(
+    home: Path, plan: Plan, history: pd.DataFrame, month: str
+) -> tuple[Recommendation, ...]:
     """What was open on the month's last day, and what closed in the month."""
     last_day = pd.Period(month[:7], freq="M").end_time.date()
-    table = recommendations(home, plan, today=last_day, until=month)
+    table = recommendations(home, plan, today=last_day, until=month, history=history)
     shown = table[(table["state"] == "open") | (table["closed"] == month)]
     fields = list(Recommendation.model_fields)
     return tuple(
