@@ -24,7 +24,7 @@ ui: setup  ## Open Dagster on the same data
 
 test: .venv/installed-dev check  ## Run every check and test
 	scripts/install-system-packages $(TEST_PACKAGES)
-	$(BIN)/pytest -n auto --dist loadfile
+	$(BIN)/pytest -n $$(($$(nproc) + 1)) --dist loadfile --no-loadscope-reorder  # drills wait a lot; few-but-slow files not last
 
 check: .venv/installed-dev
 	$(BIN)/ruff format --check .

@@ -21,6 +21,7 @@ import psutil
 import yaml
 
 from campaigns.servers import BUCKET, S3_KEYS, Server, servers
+from recovery_pipelines.errors import RecoveryError
 from recovery_pipelines.monitoring.history import newest_outcomes, ticks
 from recovery_pipelines.monitoring.supervise import running
 from recovery_pipelines.plan import Plan, load_plan
@@ -100,12 +101,16 @@ def _write_plan(output: Path, stack: Mapping[str, Server]) -> Plan:
 @contextmanager
 def _load(stack: Mapping[str, Server], output: Path) -> Iterator[None]:
     """A client in a process of its own: about thirty requests per second."""
-    where = ["write", "http", "127.0.0.1", str(stack["application"].port)]
+    where = ["http", "127.0.0.1", str(stack["application"].port)]
     module = "recovery_pipelines.services.ledger"
     log = ["--log", str(output / "load.answers")]
     client = subprocess.Popen([sys.executable, "-m", module, *where, *log])
     try:
         yield
+        if client.poll() is not None:
+            raise RecoveryError(
+                "the client that makes the load has ended early: nothing was measured"
+            )
     finally:
         client.kill()
         client.wait()
@@ -134,8 +139,8 @@ def _dagster(output: Path, port: int) -> Iterator[psutil.Process]:
         yield root
     finally:
         tree = [root, *root.children(recursive=True)] if root.is_running() else []
-        for member in tree[1:2]:
-            member.send_signal(signal.SIGINT)
+        if tree:
+            root.send_signal(signal.SIGINT)
         for member in psutil.wait_procs(tree, timeout=20)[1]:
             member.kill()
         collector = running(output / "data")

@@ -124,13 +124,15 @@ class DagsterDev:
         except psutil.NoSuchProcess:
             return []
 
-    def stop(self) -> None:
+    def stop(self) -> list[psutil.Process]:
+        """Interrupt it as Ctrl-C does; returns what had to be killed after a while."""
         assert self.process is not None
         processes = self.tree()
-        for process in processes[1:2]:
+        for process in processes[:1]:
             process.send_signal(signal.SIGINT)
-        _, alive = psutil.wait_procs(processes, timeout=20)
+        alive: list[psutil.Process] = psutil.wait_procs(processes, timeout=20)[1]
         self._kill(alive)
+        return alive
 
     def crash(self) -> None:
         """Kill everything at once, as a host crash would."""

@@ -1,7 +1,6 @@
 """`recovery ui`: open Dagster on the data of a plan's drills."""
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -29,5 +28,7 @@ def command(plan_path: Path | None, host: str, port: int) -> None:
     location = ["-m", "recovery_pipelines.definitions", "--working-directory", str(path.parent)]
     environment = os.environ | {"DAGSTER_HOME": str(home), PLAN_VARIABLE: str(path)}
     click.echo(f"Dagster on http://{host}:{port} (data: {home}); stop with Ctrl-C")
+    os.chdir(home)
     argv = [str(dagster), "dev", *location, "--host", host, "--port", str(port)]
-    sys.exit(subprocess.run(argv, env=environment, cwd=home, check=False).returncode)
+    sys.stdout.flush()
+    os.execve(dagster, argv, environment)  # so that Dagster itself gets the signals, and ends all
