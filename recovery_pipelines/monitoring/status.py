@@ -90,7 +90,7 @@ def _ages(at: "pd.Series[pd.Timestamp]", now: float) -> "pd.Series[str]":
 def section_table(
     home: Path, section: str, since: float, until: float
 ) -> tuple[pd.DataFrame, dict[str, float]]:
-    """A section's series in [since, until), and the newest value of each.
+    """A section's series in [since, until), and the newest value of each, named with its unit.
 
     Columns: metric, entity, unit, samples, missing, newest, mean, min, max (NaN: missing).
     """
@@ -115,6 +115,7 @@ def section_table(
             "max": shown["max"],
         }
     )
-    names = (last["metric"] + " " + last["entity"]).str.strip()
+    units = table["unit"].str.replace("_", " ")
+    names = (last["metric"] + " " + last["entity"]).str.strip() + " (" + units + ")"
     pairs = zip(names, last["value"].tolist(), strict=True)
     return table, {name: value for name, value in pairs if value == value}
