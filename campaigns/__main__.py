@@ -3,7 +3,7 @@
 import logging
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +11,13 @@ import click
 import pandas as pd
 
 from campaigns.clean_runs import awkward_runs, clean_runs
+from campaigns.fuzz import fuzz
 from campaigns.history import open_history
+from campaigns.hostile import hostile
 from campaigns.injections import Row, source_injections
 from campaigns.kills import kills, service_kills
 from campaigns.problems import HELD_OUT_SEEDS, problem_histories
+from campaigns.soak import soak
 from campaigns.story import stories
 from campaigns.summary import PARTS, failures, summary
 from recovery_pipelines.matrix.run import keep_rows
@@ -29,6 +32,8 @@ RANDOM_KILLS = 60
 SERVICE_KILLS = 120
 KILL_SEED = 1
 _KEEP_EVERY_SECONDS = 10
+FUZZ_ROUNDS = 2000
+SOAK_MONTHS = 120
 
 
 @click.command()
@@ -43,11 +48,14 @@ def main(parts: tuple[str, ...], output: Path) -> None:
     """Injections, clean runs and kills; each part has its rows in <output>/<part>.parquet."""
     logging.getLogger("recovery_pipelines").setLevel(logging.ERROR)
     output = output.absolute()
-    producers = {
+    producers: dict[str, Callable[[Path], Iterator[Row]]] = {
         "injections": _injections,
         "clean_runs": _clean_runs,
         "kills": _kills,
         "service_kills": _service_kills,
+        "hostile": hostile,
+        "fuzz": _fuzz,
+        "soak": _soak,
         "recommendations": _recommendations,
         "story": _story,
     }
@@ -94,6 +102,16 @@ def _service_kills(home: Path) -> Iterator[Row]:
     yield from service_kills(home / "services", range(len(earlier), SERVICE_KILLS))
 
 
+def _fuzz(home: Path) -> Iterator[Row]:
+    folder = home / "fuzz"
+    folder.mkdir(parents=True, exist_ok=True)
+    return fuzz(folder, KILL_SEED, FUZZ_ROUNDS)
+
+
+def _soak(home: Path) -> Iterator[Row]:
+    return soak(home / "soak", KILL_SEED, SOAK_MONTHS)
+
+
 def _recommendations(_home: Path) -> Iterator[Row]:
     return problem_histories(HELD_OUT_SEEDS)
 
@@ -117,6 +135,15 @@ def _keep(rows: Iterable[Row], path: Path) -> None:
             "drill",
             "by",
             "reached",
+            "route",
+            "archive",
+            "parser",
+            "month",
+            "rss_bytes",
+            "descriptors",
+            "data_bytes",
+            "verdict",
+            "wrong",
             "rule",
             "said",
         )

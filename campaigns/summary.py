@@ -1,5 +1,6 @@
 """What the rows of a campaign add up to: failures by name, and the tables of docs/campaign.md."""
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 
 import pandas as pd
@@ -11,7 +12,17 @@ from campaigns.problems import scores
 from campaigns.story import false_alarms_a_year, story_scores
 from recovery_pipelines.checks import CRITERIA
 
-PARTS = ("injections", "clean_runs", "kills", "service_kills", "recommendations", "story")
+TRIALS = {
+    "hostile": ("route",),
+    "fuzz": ("parser",),
+    "soak": (),
+}
+"""Parts whose rows say themselves what is wrong, and what their tables count by."""
+PARTS = (
+    *("injections", "clean_runs", "kills", "service_kills"),
+    *TRIALS,
+    *("recommendations", "story"),
+)
 GOOD = 0.9
 """Precision and recall of the recommendations, and share of the story's problems said in time."""
 DECLARED_ALARMS = 0.5
@@ -77,6 +88,10 @@ def failures(tables: Mapping[str, pd.DataFrame]) -> list[str]:
         demand_none("cannot be run again", rows[again.notna() & (again != "PASS")], *where)
         if not _filled(rows, "left_behind").any():
             found.append("no kill left anything to clean up: the campaign proves nothing")
+    for part, by in TRIALS.items():
+        if part in tables:
+            rows = tables[part]
+            demand_none(part.replace("_", " "), rows[rows["wrong"] != ""], *by, "wrong")
     if "recommendations" in tables:
         scored = scores(tables["recommendations"])
         poor = scored[(scored["precision"] < GOOD) | (scored["recall"] < GOOD)]
@@ -95,11 +110,12 @@ def failures(tables: Mapping[str, pd.DataFrame]) -> list[str]:
 
 def summary(tables: Mapping[str, pd.DataFrame]) -> str:
     """The figures as Markdown."""
-    parts = {
+    parts: dict[str, Callable[[pd.DataFrame], str]] = {
         "injections": _injections,
         "clean_runs": _clean_runs,
         "kills": _kills,
         "service_kills": _kills,
+        **{part: functools.partial(_trials, part) for part in TRIALS},
         "recommendations": _recommendations,
         "story": _story,
     }
@@ -231,6 +247,28 @@ def _kills(rows: pd.DataFrame) -> str:
     )
     title = f"## Kills: {', '.join(rows['drill'].unique())}"
     return "\n\n".join([title, text, _table(totals)])
+
+
+def _trials(part: str, rows: pd.DataFrame) -> str:
+    """How many trials there were, how they ended, and in how many something is wrong."""
+    wrong = int((rows["wrong"] != "").sum())
+    text = (
+        f"{len(rows)} trials; with something wrong: {wrong} "
+        f"(95 % interval of the rate: {_interval(wrong, len(rows))})."
+    )
+    totals = []
+    for names, group in rows.groupby(list(TRIALS[part]), sort=False) if TRIALS[part] else []:
+        ends = group.get("verdict", pd.Series(dtype=object)).fillna("no record").value_counts()
+        totals.append(
+            {
+                **dict(zip(TRIALS[part], names, strict=True)),
+                "trials": len(group),
+                "verdicts": ", ".join(f"{n} {name}" for name, n in ends.items()),
+                "wrong": int((group["wrong"] != "").sum()),
+            }
+        )
+    title = f"## {part.replace('_', ' ').capitalize()}"
+    return "\n\n".join([title, text, *([_table(totals)] if totals else [])])
 
 
 def _recommendations(rows: pd.DataFrame) -> str:

@@ -1,8 +1,10 @@
 """Running other people's programs: found or refused by name, timed, never outliving us."""
 
+import functools
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -29,7 +31,13 @@ class Finished:
     @property
     def complaint(self) -> str:
         """The last lines of stderr, for error messages."""
-        return self.stderr.decode(errors="replace").strip()[-2000:]
+        return printable(self.stderr[-8000:]).strip()[-2000:]
+
+
+def printable(said: bytes) -> str:
+    """What a program said, such that no name in it can steer a terminal."""
+    text = said.decode(errors="replace")
+    return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
 
 
 def find_tool(name: str, package: str | None = None) -> str:
@@ -53,13 +61,15 @@ def run_tool(
     pass_fds: Sequence[int] = (),
     timeout_seconds: float | None = None,
     give_up_on: bytes | None = None,
+    writable: Sequence[Path] | None = None,
 ) -> Finished:
     """Run a program to its end and capture its output; exit codes are the caller's to judge.
 
     The kernel kills the program if we die (PDEATHSIG): the call is synchronous, so the thread
     that started it cannot end before it. `env` adds to a minimal environment. A program whose
-    stderr comes to contain `give_up_on` is killed and returns what it had said. Raises
-    DrillTimeout after `timeout_seconds`, with the program killed.
+    stderr comes to contain `give_up_on` is killed and returns what it had said. With `writable` the
+    program can write nowhere but into these folders, where `why_not_confined` has no objection.
+    Raises DrillTimeout after `timeout_seconds`, with the program killed.
     """
     environment = {
         name: value
@@ -68,10 +78,11 @@ def run_tool(
     }
     environment |= {"LC_ALL": "C.UTF-8", "TZ": "UTC"} | dict(env or {})
     deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
+    confined = [] if writable is None or why_not_confined() else _confinement(writable)
     with (
         tempfile.TemporaryFile() as stderr,
         subprocess.Popen(
-            [find_tool("setpriv", "util-linux"), "--pdeathsig", "KILL", "--", *argv],
+            [*confined, find_tool("setpriv", "util-linux"), "--pdeathsig", "KILL", "--", *argv],
             cwd=cwd,
             env=environment,
             stdin=subprocess.DEVNULL if stdin is None else subprocess.PIPE,
@@ -93,6 +104,26 @@ def run_tool(
             ) from None
         stderr.seek(0)
         return Finished(process.returncode, stdout, stderr.read())
+
+
+def why_not_confined() -> str:
+    """Why programs that restore cannot have a read-only world here; empty where they have one."""
+    return _confinement_complaint(os.geteuid())
+
+
+@functools.cache
+def _confinement_complaint(_user: int) -> str:
+    done = run_tool([*_confinement([]), "true"], timeout_seconds=20)
+    return done.complaint or f"exit code {done.returncode}" if done.returncode else ""
+
+
+def _confinement(writable: Sequence[Path]) -> list[str]:
+    user = () if os.geteuid() == 0 else ("--user", "--map-current-user", "--keep-caps")
+    launcher = Path(__file__).with_name("confine.py")
+    return [
+        *(find_tool("unshare", "util-linux"), *user, "--mount", "--propagation", "private"),
+        *(sys.executable, "-I", "-S", str(launcher), *map(str, writable), "--"),
+    ]
 
 
 def _communicate(

@@ -1,5 +1,7 @@
 """Directories of tar archives, each a whole backup."""
 
+import os
+import re
 from collections.abc import Collection
 from datetime import UTC, datetime
 from pathlib import Path
@@ -7,14 +9,19 @@ from pathlib import Path
 from recovery_pipelines.audits.reader import (
     Backup,
     Contents,
+    Node,
     TreeReader,
     Unrestorable,
     contents_below,
 )
 from recovery_pipelines.engines.base import explained
+from recovery_pipelines.engines.tar import unquote
 from recovery_pipelines.tools import Finished
 
 _ARCHIVES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
+
+_LISTED = re.compile(rb'(.)\S+ +\d+/\d+ +(\S+) +[^"]*"((?:[^"\\]|\\.)*)"')
+"""Mode, owner and group, size, time, name: none but the name holds a quotation mark."""
 
 
 class Archives(TreeReader):
@@ -31,12 +38,11 @@ class Archives(TreeReader):
 
     def contents(self, backup: Backup) -> Contents:
         output = self._tar(
-            f"listing {backup.name}", "--list", "--verbose", "--quoting-style=escape", backup=backup
+            f"listing {backup.name}",
+            *("--list", "--verbose", "--numeric-owner", "--quoting-style=c"),
+            backup=backup,
         ).stdout
-        nodes = []
-        for line in output.decode(errors="surrogateescape").splitlines():
-            kind, _owner, size, _day, _time, path = line.split(maxsplit=5)
-            nodes.append((path.removeprefix("./").rstrip("/"), kind[0] == "-", _number(size)))
+        nodes = [node for line in output.splitlines() if (node := _listed(line))]
         return contents_below((self.repository.path or "").strip("/"), nodes)
 
     def restore(
@@ -47,13 +53,22 @@ class Archives(TreeReader):
             *("--extract", "--preserve-permissions", "--numeric-owner", "--xattrs"),
             *("--xattrs-include=*", "--directory", staging),
             backup=backup,
+            into=staging,
         )
         return staging / contents.root
 
-    def _tar(self, doing: str, *arguments: str | Path, backup: Backup) -> Finished:
+    def _tar(
+        self, doing: str, *arguments: str | Path, backup: Backup, into: Path | None = None
+    ) -> Finished:
         archive = Path(self.location) / backup.backup_id
-        return self._run(doing, *arguments, "--file", archive, error=Unrestorable)
+        return self._run(doing, *arguments, "--file", archive, into=into, error=Unrestorable)
 
 
-def _number(text: str) -> int:
-    return int(text) if text.isdigit() else 0
+def _listed(line: bytes) -> Node | None:
+    """What a line of `tar --list --verbose` tells; None if it is about no entry."""
+    found = _LISTED.match(line)
+    if found is None:
+        return None
+    kind, size, name = found.groups()
+    path = os.fsdecode(unquote(name)).removeprefix("./")
+    return path, kind == b"-", int(size) if size.isdigit() else 0

@@ -15,9 +15,10 @@ from recovery_pipelines.audits.reader import (
     Unrestorable,
     contents_below,
     in_batches,
+    node,
     utc,
 )
-from recovery_pipelines.engines.base import explained
+from recovery_pipelines.engines.base import explained, understood
 from recovery_pipelines.errors import EngineError
 from recovery_pipelines.tools import Finished
 
@@ -29,11 +30,12 @@ class Borg(TreeReader):
 
     def backups(self) -> list[Backup]:
         output = self._borg("listing the backups", "list", "--json", self._place).stdout
-        found = [
-            Backup(each["id"], each["name"], utc(each["start"]))
-            for each in json.loads(output)["archives"]
-            if self._wanted(each["name"])
-        ]
+        with understood("listing the backups"):
+            found = [
+                Backup(each["id"], each["name"], utc(each["start"]))
+                for each in json.loads(output)["archives"]
+                if self._wanted(each["name"])
+            ]
         return sorted(found, key=lambda backup: backup.created_at)
 
     def contents(self, backup: Backup) -> Contents:
@@ -42,13 +44,12 @@ class Borg(TreeReader):
             *("list", "--json-lines", self._archive(backup)),
             error=Unrestorable,
         ).stdout
-        nodes = [json.loads(line) for line in output.splitlines()]
+        with understood(f"listing {backup.name}"):
+            nodes = [node(json.loads(line), "-") for line in output.splitlines()]
         root = (self.repository.path or "").strip("/")
-        if root and not any(node["path"] == root for node in nodes):
+        if root and not any(path == root for path, _, _ in nodes):
             raise EngineError(f"{backup.name} holds no folder {root}; mend `path` in the plan")
-        return contents_below(
-            root, [(n["path"], n["type"] == "-", n.get("size", 0)) for n in nodes]
-        )
+        return contents_below(root, nodes)
 
     def restore(
         self, backup: Backup, contents: Contents, staging: Path, paths: Collection[bytes] | None
@@ -67,7 +68,7 @@ class Borg(TreeReader):
                 *("extract", "--numeric-ids"),
                 *(b"--pattern=" + pattern for pattern in [*batch, b"-fm:*"]),
                 self._archive(backup),
-                cwd=staging,
+                into=staging,
                 error=Unrestorable,
             )
         return staging / contents.root
@@ -100,7 +101,7 @@ class Borg(TreeReader):
         self,
         doing: str,
         *arguments: str | bytes,
-        cwd: Path | None = None,
+        into: Path | None = None,
         error: type[EngineError] = EngineError,
     ) -> Finished:
         """As a client that never saw this repository, and that takes no lock."""
@@ -114,7 +115,8 @@ class Borg(TreeReader):
                 doing,
                 "--bypass-lock",
                 *arguments,
-                cwd=cwd,
+                cwd=into,
+                into=into,
                 environment=environment,
                 error=error,
             )

@@ -1,15 +1,18 @@
 """What audits need of a repository, and what readers over a command-line tool share."""
 
 import fnmatch
+import os
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from recovery_pipelines.errors import EngineError
 from recovery_pipelines.plan.repositories import Repository
+from recovery_pipelines.secrecy import masked
 from recovery_pipelines.tools import Finished, find_tool, run_tool
 
 _PATTERNS_AT_ONCE = 500
@@ -25,6 +28,9 @@ _ABOUT_US = re.compile(
     re.IGNORECASE,
 )
 """What tools say where not the backup is to blame."""
+
+Node = tuple[str, bool, int]
+"""Path, whether it is a regular file, size in bytes."""
 
 
 class Unrestorable(EngineError):
@@ -75,6 +81,8 @@ class Reader(ABC):
         self._timeout_seconds = timeout_seconds
         self._environment = environment
         self._secret = secret
+        given = [environment[name] for name in repository.environment]
+        self._secrets = [os.fsdecode(secret), *given]
 
     @property
     def is_local(self) -> bool:
@@ -98,8 +106,10 @@ class Reader(ABC):
         *arguments: str | bytes | Path,
         cwd: Path | None = None,
         environment: Mapping[str, str] | None = None,
+        into: Path | None = None,
         error: type[EngineError] = EngineError,
     ) -> Finished:
+        """Run the tool; it can write nowhere but into its own files and the folder `into`."""
         finished = run_tool(
             [find_tool(self.program, self.package), *arguments],
             cwd=cwd,
@@ -107,6 +117,7 @@ class Reader(ABC):
             stdin=self._secret,
             timeout_seconds=self._timeout_seconds(),
             give_up_on=_RETRYING,
+            writable=[self._work, *([into] if into else [])],
         )
         self.require_success(finished, doing, error)
         return finished
@@ -118,7 +129,8 @@ class Reader(ABC):
         code = finished.returncode
         if code == 0:
             return
-        complaint = " ".join(finished.complaint.split()) or "it said nothing"
+        complaint = " ".join(masked(finished.complaint, self._secrets).split())
+        complaint = complaint or "it said nothing"
         meaning = self.meanings.get(code, "failed")
         if not self.is_local or _ABOUT_US.search(complaint):
             error = EngineError
@@ -145,7 +157,7 @@ class TreeReader(Reader):
         """
 
 
-def contents_below(root: str, nodes: Sequence[tuple[str, bool, int]]) -> Contents:
+def contents_below(root: str, nodes: Sequence[Node]) -> Contents:
     below = f"{root}/" if root else "/" if any(path.startswith("/") for path, _, _ in nodes) else ""
     inside = [node for node in nodes if node[0].startswith(below)]
     sizes = {path.removeprefix(below): size for path, is_file, size in inside if is_file}
@@ -168,3 +180,8 @@ def in_batches(paths: Collection[bytes], below: bytes) -> list[list[bytes]]:
 def utc(text: str) -> datetime:
     moment = datetime.fromisoformat(text)
     return moment.replace(tzinfo=moment.tzinfo or UTC).astimezone(UTC)
+
+
+def node(said: Mapping[str, Any], file: str) -> Node:
+    """What a line of JSON tells about one entry; `file` is how the tool calls a regular file."""
+    return str(said["path"]), said["type"] == file, int(said.get("size") or 0)

@@ -12,8 +12,10 @@ from recovery_pipelines.audits.reader import (
     Unrestorable,
     contents_below,
     in_batches,
+    node,
     utc,
 )
+from recovery_pipelines.engines.base import understood
 from recovery_pipelines.errors import EngineError
 from recovery_pipelines.tools import Finished
 
@@ -29,26 +31,27 @@ class Restic(TreeReader):
 
     def backups(self) -> list[Backup]:
         path = self.repository.path
-        listed = json.loads(self._restic("listing the backups", "snapshots", "--json").stdout)
-        found = [
-            Backup(each["id"], each["short_id"], utc(each["time"]), tuple(each["paths"]))
-            for each in listed
-            if self._wanted(each.get("hostname", "")) and path in (None, *each["paths"])
-        ]
+        said = self._restic("listing the backups", "snapshots", "--json").stdout
+        with understood("listing the backups"):
+            found = [
+                Backup(each["id"], each["short_id"], utc(each["time"]), tuple(each["paths"]))
+                for each in json.loads(said)
+                if self._wanted(each.get("hostname", "")) and path in (None, *each["paths"])
+            ]
         return sorted(found, key=lambda backup: backup.created_at)
 
     def contents(self, backup: Backup) -> Contents:
         output = self._restic(
             f"listing {backup.name}", "ls", "--json", backup.backup_id, error=Unrestorable
         ).stdout
-        nodes = [node for line in output.splitlines() if (node := json.loads(line)).get("path")]
+        with understood(f"listing {backup.name}"):
+            lines = [json.loads(line) for line in output.splitlines()]
+            nodes = [node(each, "file") for each in lines if each.get("path")]
+            folders = {each["path"] for each in lines if each.get("type") == "dir"}
         folder = self.repository.path or _only(backup)
-        folders = {node["path"] for node in nodes if node["type"] == "dir"}
         name = "/" + PurePosixPath(folder).name
         root = next((place for place in (folder, name) if place in folders), "")
-        return contents_below(
-            root, [(node["path"], node["type"] == "file", node.get("size", 0)) for node in nodes]
-        )
+        return contents_below(root, nodes)
 
     def restore(
         self, backup: Backup, contents: Contents, staging: Path, paths: Collection[bytes] | None
@@ -65,6 +68,7 @@ class Restic(TreeReader):
                 f"restore of {backup.name}",
                 *("restore", backup.backup_id, "--target", staging),
                 *chosen,
+                into=staging,
                 error=Unrestorable,
             )
         return staging / contents.root.lstrip("/")
@@ -73,13 +77,18 @@ class Restic(TreeReader):
         return "restic" if self._restic("looking for locks", "list", "locks").stdout else ""
 
     def _restic(
-        self, doing: str, *arguments: str | bytes | Path, error: type[EngineError] = EngineError
+        self,
+        doing: str,
+        *arguments: str | bytes | Path,
+        into: Path | None = None,
+        error: type[EngineError] = EngineError,
     ) -> Finished:
         return self._run(
             doing,
             *("--repo", self.location, "--password-file", "/dev/stdin"),
             *("--no-cache", "--no-lock", "--quiet"),
             *arguments,
+            into=into,
             error=error,
         )
 

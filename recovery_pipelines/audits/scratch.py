@@ -72,7 +72,7 @@ class ScratchServer:
             sandbox.tree("logs").path,
             read_only=read_only,
             new_volume=True,
-            loses_power=False,
+            distrusted=True,
         )
         self._volume = sandbox.tree("machine-scratch").path / "volume"
         owner = ["-o", user] if os.geteuid() == 0 else []

@@ -1,6 +1,7 @@
 """Verifying restored data against what they should be, and how much that proves."""
 
 import os
+import stat
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -22,8 +23,9 @@ from recovery_pipelines.audits.sampling import (
     stratified_size,
     upper_limit,
 )
-from recovery_pipelines.errors import RecoveryError
+from recovery_pipelines.errors import RecoveryError, SandboxError
 from recovery_pipelines.plan.repositories import Reference, Sample
+from recovery_pipelines.sandbox import Tree
 
 _DIRECTORY = "directory"
 
@@ -167,14 +169,17 @@ def verify(
 def verify_record(contents: Contents, tree: Path) -> Outcome:
     """Compare names and sizes of the restored files with what the tool recorded."""
     bad = {}
+    restored = Tree.read_only(tree)
     for name, size in contents.sizes_bytes.items():
         try:
-            found = (tree / name).lstat().st_size
-        except OSError as error:
-            bad[os.fsencode(name)] = f"recorded, but not restored: {error.strerror}"
+            found = restored.stat(os.fsencode(name))
+        except (OSError, SandboxError) as error:
+            bad[os.fsencode(name)] = f"recorded, but not restored: {error}"
             continue
-        if found != size:
-            bad[os.fsencode(name)] = f"{size:,} bytes recorded, {found:,} restored"
+        if not stat.S_ISREG(found.st_mode):
+            bad[os.fsencode(name)] = "recorded as a file, restored as something else"
+        elif found.st_size != size:
+            bad[os.fsencode(name)] = f"{size:,} bytes recorded, {found.st_size:,} restored"
     names = [os.fsencode(name) for name in contents.sizes_bytes]
     total = sum(contents.sizes_bytes.values())
     good = [name for name in names if name not in bad]
@@ -206,13 +211,13 @@ def bounds(outcome: Outcome, sampling: Sampling | None) -> Bounds:
     return Bounds(max(limit, len(known)), None)
 
 
-def newest_mark(file: Path) -> datetime:
-    """The last time that a job wrote into `file`. RecoveryError if it holds none."""
+def newest_mark(tree: Path, name: str) -> datetime:
+    """The last time that a job wrote into the file `name`. RecoveryError if it holds none."""
     try:
-        lines = file.read_text(encoding="ascii").split()
+        lines = Tree.read_only(tree).read(os.fsencode(name)).decode("ascii").split()
         return max(_moment(line) for line in lines)
-    except (OSError, ValueError) as error:
-        raise RecoveryError(f"the marks {file.name} of the restored data: {error}") from None
+    except (OSError, ValueError, SandboxError) as error:
+        raise RecoveryError(f"the marks {name} of the restored data: {error}") from None
 
 
 def _moment(text: str) -> datetime:

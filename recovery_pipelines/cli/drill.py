@@ -12,6 +12,7 @@ import click
 import dagster as dg
 import pandas as pd
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from recovery_pipelines.assets.reports import JOB as REPORTS_JOB
@@ -111,7 +112,9 @@ def _run(
         record = read_record(folder_of(spec.plan.data_home, spec.name, month, done.run_id))
         if record.verdict is not Verdict.ERROR:
             break
-        console.print(f"attempt {attempt + 1} of {spec.name} ended in ERROR: {record.reason}")
+        console.print(
+            f"attempt {attempt + 1} of {spec.name} ended in ERROR: {escape(record.reason)}"
+        )
     return record
 
 
@@ -132,10 +135,11 @@ def _report(month: str, definitions: dg.Definitions, instance: dg.DagsterInstanc
 def _show(record: DrillRecord) -> None:
     table = Table("check", "verdict", "expected", "found", title=f"{record.drill} {record.month}")
     for check in record.checks:
-        table.add_row(check.name, _coloured(check.verdict), check.expected, check.found)
+        texts = (escape(check.expected), escape(check.found))
+        table.add_row(check.name, _coloured(check.verdict), *texts)
     console.print(table)
     for line in (*record.messages, *record.not_tested):
-        console.print(f"  {line}")
+        console.print(f"  {escape(line)}")
 
 
 def _summarize(records: Sequence[DrillRecord]) -> None:

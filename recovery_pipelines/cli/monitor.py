@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from recovery_pipelines.cli.plan import plan_option
@@ -49,7 +50,7 @@ def status(plan_path: Path | None) -> None:
     for title, frame in state.tables.items():
         table = Table(*frame.columns, title=title, title_justify="left")
         for row in frame.itertuples(index=False):
-            table.add_row(*map(str, row))
+            table.add_row(*(escape(str(cell)) for cell in row))
         console.print(table)
     console.print(state.summary)
     sys.exit(state.exit_code)

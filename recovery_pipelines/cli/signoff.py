@@ -5,6 +5,7 @@ from typing import get_args
 
 import click
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from recovery_pipelines.cli.plan import plan_option
@@ -114,7 +115,7 @@ def _list(found: list[Standing]) -> None:
             str(standing.drill.predicate["drill"]["run_id"])[:8],
             standing.automated_verdict,
             standing.verdict,
-            "\n".join(f"{check.name}: {check.found}" for check in standing.checks),
+            "\n".join(f"{check.name}: {escape(check.found)}" for check in standing.checks),
         )
     console = Console()
     if not console.is_terminal:

@@ -10,6 +10,7 @@ from recovery_pipelines.audits.scratch import ScratchServer
 from recovery_pipelines.drills.audit_trial import HEADROOM, SHOWN, Trial
 from recovery_pipelines.drills.preparation import require_resources
 from recovery_pipelines.errors import EngineError, MissingProgram, RecoveryError
+from recovery_pipelines.tools import printable
 from recovery_pipelines.verdict import CheckResult, Verdict
 
 _OWN = "postgres"
@@ -113,7 +114,7 @@ class DatabaseTrial(Trial):
             return CheckResult(name, Verdict.UNVERIFIED, expected, str(error))
         options = ("--all", "--install-missing", "--heapallindexed", "--parent-check")
         done = self._server.client(program, *options)
-        said = " ".join((done.stdout + b" " + done.stderr).decode(errors="replace").split())
+        said = " ".join(f"{printable(done.stdout)} {printable(done.stderr)}".split())
         verdict = {0: Verdict.PASS, 2: Verdict.FAIL}.get(done.returncode, Verdict.UNVERIFIED)
         found = said[:500] or f"exit code {done.returncode}"
         return CheckResult(name, verdict, expected, found)

@@ -25,6 +25,7 @@ from recovery_pipelines.evidence.timestamp import stamp
 from recovery_pipelines.notifications import notify
 from recovery_pipelines.plan import DrillSpec
 from recovery_pipelines.sandbox import Sandbox, exclusive, reap
+from recovery_pipelines.secrecy import forbid_core_files
 from recovery_pipelines.verdict import Verdict
 
 
@@ -37,6 +38,7 @@ def open_drill(
     Waits for its turn unless the plan allows `parallel_tests`. Raises DrillTimeout out of the
     block when the plan's timeout is reached.
     """
+    forbid_core_files()
     home = spec.plan.data_home
     home.mkdir(parents=True, exist_ok=True)
     for removed in reap(home):
@@ -88,6 +90,7 @@ def _close(run: DrillRun) -> None:
     except (OSError, RecoveryError) as error:
         run.not_sealed = f"not sealed: {error}"
         run.messages.append(run.not_sealed)
+        forget_record(run.folder)  # what follows may fail too, and it may say PASS
         run.metrics = metrics_row(run)
         _leave_results(run)
     else:

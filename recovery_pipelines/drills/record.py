@@ -94,12 +94,21 @@ def write_record(folder: Path, content: dict[str, object]) -> None:
 
 
 def read_record(folder: Path) -> DrillRecord:
-    """Raises RecoveryError if the drill left no record."""
+    """Raises RecoveryError if the drill left no record, or one that cannot be read."""
     try:
-        content = json.loads((folder / FILE_NAME).read_text(encoding="utf-8"))
+        return _parsed(folder, (folder / FILE_NAME).read_bytes())
     except FileNotFoundError:
         raise RecoveryError(f"the drill left no record in {folder}: it did not start") from None
-    return DrillRecord(
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise RecoveryError(
+            f"{folder / FILE_NAME} is no record of a drill ({type(error).__name__}: "
+            f"{str(error)[:200]}): `recovery evidence verify` tells whether it was changed"
+        ) from None
+
+
+def _parsed(folder: Path, text: bytes) -> DrillRecord:
+    content = json.loads(text)
+    record = DrillRecord(
         folder=folder,
         drill=content["drill"],
         month=content["month"],
@@ -112,7 +121,10 @@ def read_record(folder: Path) -> DrillRecord:
         errors=content["errors"],
         messages=content["messages"],
         not_tested=content["not_tested"],
-        metrics=content["metrics"],
+        metrics=dict(content["metrics"]),
         content=content,
         manual_checks=tuple(content.get("manual_verification", {}).get("required_checks", ())),
     )
+    # What cannot be told is no record.
+    _ = record.automated_verdict, record.objectives, record.system_snapshot, record.reason
+    return record

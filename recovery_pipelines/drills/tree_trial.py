@@ -20,8 +20,9 @@ from recovery_pipelines.audits.verification import (
 )
 from recovery_pipelines.drills.audit_trial import HEADROOM, SHOWN, Trial
 from recovery_pipelines.drills.preparation import require_resources
-from recovery_pipelines.errors import RecoveryError
-from recovery_pipelines.tools import run_tool
+from recovery_pipelines.errors import RecoveryError, SandboxError
+from recovery_pipelines.sandbox import Tree
+from recovery_pipelines.tools import printable, run_tool
 from recovery_pipelines.verdict import CheckResult, Verdict
 
 _BLOCK_BYTES = 4096
@@ -52,7 +53,7 @@ class TreeTrial(Trial):
         with run.phase("fetch"), run.working(f"restored {self.backup.name}") as working:
             self.tree = self.reader.restore(self.backup, self.contents, staging.path, chosen)
             working("all" if chosen is None else f"{len(chosen):,} files", 1.0)
-        if not self.tree.is_dir():
+        if not _is_folder_of(staging, self.tree):
             raise Unrestorable("the restored data lack the audited folder")
 
     def _plan(self) -> None:
@@ -93,10 +94,10 @@ class TreeTrial(Trial):
     def newest_mark(self) -> datetime:
         assert self.target.marks
         mark, tree = os.fsencode(self.target.marks), self.tree
-        if self.sampling is not None and not (tree / self.target.marks).exists():
+        if self.sampling is not None and not os.path.lexists(tree / self.target.marks):
             staging = self.run.sandbox.tree("marks").path
             tree = self.reader.restore(self.backup, self.contents, staging, [mark])
-        return newest_mark(tree / self.target.marks)
+        return newest_mark(tree, self.target.marks)
 
     def measures(self) -> dict[str, object]:
         outcome = self.outcome
@@ -209,7 +210,7 @@ class TreeTrial(Trial):
             env=run.sandbox.environment,
             timeout_seconds=run.remaining_seconds(),
         )
-        said = " ".join((done.stdout + b" " + done.stderr).decode(errors="replace").split())[-200:]
+        said = " ".join(f"{printable(done.stdout)} {printable(done.stderr)}".split())[-200:]
         verdict = Verdict.FAIL if done.returncode else Verdict.PASS
         found = f"exit code {done.returncode}" + (f": {said}" if said else "")
         run.checks.append(
@@ -235,3 +236,13 @@ class TreeTrial(Trial):
     def _ledger(self) -> CoverageLedger:
         spec = self.run.spec
         return CoverageLedger(spec.plan.data_home / "coverage" / f"{spec.name}.parquet")
+
+
+def _is_folder_of(staging: Tree, tree: Path) -> bool:
+    """Whether it lies there itself: a link in its place would have other data verified."""
+    relative = tree.relative_to(staging.path)
+    try:
+        staging.subtree(b"" if relative == Path() else os.fsencode(relative))
+    except (OSError, SandboxError):
+        return False
+    return True

@@ -68,6 +68,7 @@ class _MachineRestic(ResticEngine):
         cwd: Path | None = None,
         stdin: bytes | None = None,
         environment: Mapping[str, str] | None = None,
+        into: Path | None = None,
     ) -> Finished:
         settings = self._environment | dict(environment or {})
         done = self._system.machine.run(

@@ -124,8 +124,12 @@ class ToolEngine:
         cwd: Path | None = None,
         stdin: bytes | None = None,
         environment: Mapping[str, str] | None = None,
+        into: Path | None = None,
     ) -> Finished:
-        """Run the tool; any exit code but 0 is an EngineError that starts with `doing`."""
+        """Run the tool; any exit code but 0 is an EngineError that starts with `doing`.
+
+        What restores names the folder `into` which: it can write nowhere outside the engine's own.
+        """
         limit = self._timeout_seconds
         program = program or self.program
         finished = run_tool(
@@ -135,6 +139,7 @@ class ToolEngine:
             stdin=stdin,
             timeout_seconds=limit() if callable(limit) else limit,
             give_up_on=self.give_up_on,
+            writable=[into, self.work, self.repository] if into else None,
         )
         if finished.returncode != 0:
             code = finished.returncode
@@ -166,6 +171,22 @@ def explained(doing: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise EngineError(f"{doing}: {error}") from error
+
+
+@contextmanager
+def understood(doing: str) -> Iterator[None]:
+    """A tool's answer that is not what it should be (no JSON, no such key) is an EngineError."""
+    try:
+        yield
+    except (
+        *(ValueError, LookupError, TypeError, AttributeError),
+        *(OverflowError, RecursionError),
+    ) as error:
+        lacks = f": {error}" if isinstance(error, KeyError) else ""  # else it quotes the answer
+        raise EngineError(
+            f"{doing}: the tool's answer cannot be understood ({type(error).__name__}{lacks}); "
+            "is it the version that we know?"
+        ) from None
 
 
 def require_recorded(snapshots: Sequence[Snapshot], listed: Collection[str]) -> None:

@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import xxhash
 
@@ -22,6 +22,7 @@ from recovery_pipelines.engines.base import (
     require_empty,
     require_recorded,
     size_bytes,
+    understood,
 )
 from recovery_pipelines.errors import EngineError
 from recovery_pipelines.tools import Finished
@@ -68,13 +69,15 @@ class BorgEngine(ToolEngine):
             ".",
             cwd=source,
         ).stdout
-        made = json.loads(output)["archive"]
+        with understood(f"backup of {source}"):
+            made = json.loads(output)["archive"]
+            archive_id, created_at = str(made["id"]), datetime.fromisoformat(made["start"])
         return Snapshot(
-            snapshot_id=made["id"],
+            snapshot_id=archive_id,
             kind="full" if parent is None else "incremental",
             parent_id=parent.snapshot_id if parent else None,
-            created_at=datetime.fromisoformat(made["start"]).replace(tzinfo=UTC),
-            digest=_digest(made["id"]),
+            created_at=created_at.replace(tzinfo=UTC),
+            digest=_digest(archive_id),
             added_bytes=size_bytes(self.repository) - before_bytes,
         )
 
@@ -123,31 +126,42 @@ class BorgEngine(ToolEngine):
             "--noflags",
             *patterns,
             archive,
-            cwd=staging,
+            into=staging,
         )
 
     def _names(self) -> dict[str, str]:
         """The name of each archive by its id, oldest first."""
         output = self._borg_anew("listing the archives", "list", "--json", str(self.repository))
-        listed: list[dict[str, Any]] = json.loads(output.stdout)["archives"]
-        return {each["id"]: each["name"] for each in listed}
+        return names_of_archives(output.stdout)
 
-    def _borg_anew(self, doing: str, *arguments: str | bytes, cwd: Path | None = None) -> Finished:
+    def _borg_anew(self, doing: str, *arguments: str | bytes, into: Path | None = None) -> Finished:
         """As a client that never saw this repository."""
         with tempfile.TemporaryDirectory(prefix="new-client-", dir=self.work) as client:
-            return self._borg(doing, *arguments, cwd=cwd, client=Path(client))
+            return self._borg(doing, *arguments, cwd=into, into=into, client=Path(client))
 
     def _borg(
         self,
         doing: str,
         *arguments: str | bytes,
         cwd: Path | None = None,
+        into: Path | None = None,
         client: Path | None = None,
     ) -> Finished:
         state = {"BORG_BASE_DIR": str(client or self.work / "client"), "BORG_PASSPHRASE_FD": "0"}
         return self._run(
-            doing, *arguments, cwd=cwd, stdin=self._passphrase.encode(), environment=state
+            doing,
+            *arguments,
+            cwd=cwd,
+            stdin=self._passphrase.encode(),
+            environment=state,
+            into=into,
         )
+
+
+def names_of_archives(said: bytes) -> dict[str, str]:
+    """The name of each archive by its id, from `borg list --json`."""
+    with understood("listing the archives"):
+        return {str(each["id"]): str(each["name"]) for each in json.loads(said)["archives"]}
 
 
 def _digest(snapshot_id: str) -> str:

@@ -12,9 +12,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from recovery_pipelines.engines.base import Snapshot
+from recovery_pipelines.engines.base import Snapshot, understood
 from recovery_pipelines.errors import EngineError
 from recovery_pipelines.tools import Finished, find_tool
 
@@ -32,6 +32,19 @@ class Cluster:
     stanza: str
     data: Path
     port: int
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A backup, as `pgbackrest info` lists it."""
+
+    label: str
+    kind: str
+    prior: str | None
+    stopped_at: datetime
+    added_bytes: int
+    first_segment: str
+    has_bad_pages: bool
 
 
 class PgBackRest:
@@ -97,30 +110,30 @@ class PgBackRest:
         """
         before = set(self.labels())
         self._run("backup", f"--type={kind}")
-        made = [each for each in self._backups() if each["label"] not in before]
+        made = [each for each in self._backups() if each.label not in before]
         if len(made) != 1:
             raise EngineError(f"pgbackrest backup made {len(made)} backups, not one")
         found = made[0]
-        if found["type"] != kind:
+        if found.kind != kind:
             raise EngineError(
-                f"pgbackrest was asked for a backup of type {kind} and made {found['type']}"
+                f"pgbackrest was asked for a backup of type {kind} and made {found.kind}"
             )
-        if found.get("error"):
-            raise EngineError(f"backup {found['label']} holds pages with wrong checksums")
-        if parent and found["prior"] is None:
-            raise EngineError(f"backup {found['label']} does not build on {parent.snapshot_id}")
+        if found.has_bad_pages:
+            raise EngineError(f"backup {found.label} holds pages with wrong checksums")
+        if parent and found.prior is None:
+            raise EngineError(f"backup {found.label} does not build on {parent.snapshot_id}")
         return Snapshot(
-            snapshot_id=found["label"],
+            snapshot_id=found.label,
             kind=_KINDS[kind],
-            parent_id=found["prior"],
-            created_at=datetime.fromtimestamp(found["timestamp"]["stop"], UTC),
-            digest=self._digest(found["label"]),
-            added_bytes=found["info"]["repository"]["delta"],
+            parent_id=found.prior,
+            created_at=found.stopped_at,
+            digest=self._digest(found.label),
+            added_bytes=found.added_bytes,
         )
 
     def labels(self) -> list[str]:
         """The labels that the repository itself lists, oldest first."""
-        return [each["label"] for each in self._backups()]
+        return [each.label for each in self._backups()]
 
     def full_check(self, snapshots: Sequence[Snapshot], last_segment: str) -> str:
         """Every recorded backup is listed and unchanged, `pgbackrest verify` finds nothing (its
@@ -128,7 +141,7 @@ class PgBackRest:
         `last_segment`. Returns what was looked at."""
         if not snapshots:
             raise EngineError("no backup is recorded: there is nothing to check")
-        listed = {each["label"]: each for each in self._backups()}
+        listed = {each.label: each for each in self._backups()}
         for snapshot in snapshots:
             if snapshot.snapshot_id not in listed:
                 raise EngineError(
@@ -139,7 +152,7 @@ class PgBackRest:
         said = self._run("verify", "--output=text", "--verbose").stdout.decode()
         if not re.search(r"^stanza: \S+\nstatus: ok$", said, re.MULTILINE):
             raise EngineError(f"pgbackrest verify: {' '.join(said.split())[:1000] or 'no answer'}")
-        first = listed[snapshots[0].snapshot_id]["archive"]["start"]
+        first = listed[snapshots[0].snapshot_id].first_segment
         needed = segments(first, last_segment)
         archived = self._archived()
         missing = [name for name in needed if name not in archived]
@@ -177,12 +190,8 @@ class PgBackRest:
             )
         return done
 
-    def _backups(self) -> list[dict[str, Any]]:
-        told = json.loads(self._run("info", "--output=json").stdout)
-        if len(told) != 1 or told[0]["status"]["code"] not in (0, 2):  # 2: no valid backup yet
-            raise EngineError(f"pgbackrest info: {[each.get('status') for each in told]}")
-        backups: list[dict[str, Any]] = told[0]["backup"]
-        return backups
+    def _backups(self) -> list[Listed]:
+        return read_info(self._run("info", "--output=json").stdout)
 
     def _digest(self, label: str) -> str:
         """Of the backup's own manifest, which holds a checksum of each of its files."""
@@ -197,6 +206,26 @@ class PgBackRest:
         folder = self.repository / "archive" / self._cluster.stanza
         names = (_SEGMENT.match(path.name) for path in folder.rglob("*-*"))
         return {match[1] for match in names if match}
+
+
+def read_info(said: bytes) -> list[Listed]:
+    """The backups of the one stanza that `pgbackrest info` tells about, oldest first."""
+    with understood("pgbackrest info"):
+        (stanza,) = json.loads(said)
+        if stanza["status"]["code"] not in (0, 2):  # 2: no valid backup yet
+            raise EngineError(f"pgbackrest info: {stanza['status']}")
+        return [
+            Listed(
+                label=str(each["label"]),
+                kind=str(each["type"]),
+                prior=each["prior"],
+                stopped_at=datetime.fromtimestamp(each["timestamp"]["stop"], UTC),
+                added_bytes=int(each["info"]["repository"]["delta"]),
+                first_segment=str(each["archive"]["start"]),
+                has_bad_pages=bool(each.get("error")),
+            )
+            for each in stanza["backup"]
+        ]
 
 
 def segments(first: str, last: str) -> list[str]:

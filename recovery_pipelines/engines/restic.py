@@ -13,9 +13,10 @@ import re
 import secrets
 import stat
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import xxhash
 
@@ -26,6 +27,7 @@ from recovery_pipelines.engines.base import (
     require_empty,
     require_recorded,
     size_bytes,
+    understood,
 )
 from recovery_pipelines.errors import EngineError
 from recovery_pipelines.tools import Finished
@@ -70,27 +72,26 @@ class ResticEngine(ToolEngine):
         output = self._restic(
             f"backup of {source}", "backup", "--json", *upon, "--", source.name, cwd=source.parent
         ).stdout
-        summary = json.loads(output.splitlines()[-1])
-        listed = [
-            each for each in self._snapshots() if each["id"].startswith(summary["snapshot_id"])
-        ]
+        with understood(f"backup of {source}"):
+            made = str(json.loads(output.splitlines()[-1])["snapshot_id"])
+        listed = [each for each in self._snapshots() if made and each.id.startswith(made)]
         if len(listed) != 1:
             raise EngineError(
-                f"restic reported snapshot {summary['snapshot_id']}, but the repository lists "
+                f"restic reported snapshot {made}, but the repository lists "
                 f"{len(listed)} snapshots of that id"
             )
         return Snapshot(
-            snapshot_id=listed[0]["id"],
+            snapshot_id=listed[0].id,
             kind="full" if parent is None else "incremental",
             parent_id=parent.snapshot_id if parent else None,
-            created_at=datetime.fromisoformat(listed[0]["time"]).astimezone(UTC),
+            created_at=listed[0].created_at,
             digest=_digest(listed[0]),
             added_bytes=size_bytes(self.repository) - before_bytes,
         )
 
     def snapshot_ids(self) -> list[str]:
         """As `restic snapshots` lists them."""
-        return [each["id"] for each in sorted(self._snapshots(), key=lambda each: each["time"])]
+        return [each.id for each in sorted(self._snapshots(), key=lambda each: each.created_at)]
 
     def check(self) -> None:
         """`restic check`: structure only, it does not read the data."""
@@ -98,7 +99,7 @@ class ResticEngine(ToolEngine):
 
     def full_check(self, snapshots: Sequence[Snapshot]) -> None:
         """The recorded ids and digests are there, and `restic check --read-data`."""
-        found = {each["id"]: _digest(each) for each in self._snapshots()}
+        found = {each.id: _digest(each) for each in self._snapshots()}
         require_recorded(snapshots, found)
         for snapshot in snapshots:
             if found[snapshot.snapshot_id] != snapshot.digest:
@@ -116,7 +117,11 @@ class ResticEngine(ToolEngine):
             for path in paths:
                 arguments += ["--include", _pattern(path)]
         self._restic(
-            f"restore of {snapshot.snapshot_id}", "restore", snapshot.snapshot_id, *arguments
+            f"restore of {snapshot.snapshot_id}",
+            "restore",
+            snapshot.snapshot_id,
+            *arguments,
+            into=staging,
         )
         restored = list(below.iterdir()) if below.exists() else []
         if len(restored) == 1:
@@ -128,7 +133,11 @@ class ResticEngine(ToolEngine):
             )
 
     def _restic(
-        self, doing: str, *arguments: str | bytes | Path, cwd: Path | None = None
+        self,
+        doing: str,
+        *arguments: str | bytes | Path,
+        cwd: Path | None = None,
+        into: Path | None = None,
     ) -> Finished:
         return self._run(
             doing,
@@ -137,16 +146,39 @@ class ResticEngine(ToolEngine):
             *arguments,
             cwd=cwd,
             stdin=self._password.encode(),
+            into=into,
         )
 
-    def _snapshots(self) -> list[dict[str, Any]]:
-        output = self._restic("listing the snapshots", "snapshots", "--json", "--no-lock").stdout
-        listed: list[dict[str, Any]] = json.loads(output)
-        return listed
+    def _snapshots(self) -> list["Listed"]:
+        return read_snapshots(
+            self._restic("listing the snapshots", "snapshots", "--json", "--no-lock").stdout
+        )
 
 
-def _digest(listed: Mapping[str, Any]) -> str:
-    digest: str = xxhash.xxh3_128_hexdigest(f"{listed['id']} {listed['tree']}".encode())
+@dataclass(frozen=True)
+class Listed:
+    """A snapshot, as `restic snapshots` lists it."""
+
+    id: str
+    tree: str
+    created_at: datetime
+
+
+def read_snapshots(said: bytes) -> list[Listed]:
+    """What `restic snapshots --json` says."""
+    with understood("listing the snapshots"):
+        return [
+            Listed(
+                str(each["id"]),
+                str(each["tree"]),
+                datetime.fromisoformat(each["time"]).astimezone(UTC),
+            )
+            for each in json.loads(said)
+        ]
+
+
+def _digest(listed: Listed) -> str:
+    digest: str = xxhash.xxh3_128_hexdigest(f"{listed.id} {listed.tree}".encode())
     return digest
 
 

@@ -126,6 +126,7 @@ class RsyncEngine(ToolEngine):
             f"restore of {snapshot.snapshot_id}",
             *(*_KEEP_ALL, *chosen, "--", f"{held}/", f"{staging}/"),
             stdin=names,
+            into=staging,
         )
 
     def _digest(self, tree: Path) -> str:

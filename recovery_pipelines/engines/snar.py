@@ -35,7 +35,12 @@ class _Directory:
 def started_at(snar: Path) -> datetime:
     """When the backup that wrote `snar` began, by tar's clock (UTC)."""
     seconds, nanoseconds = map(int, _start(snar, snar.read_bytes()[:200]).groups())
-    return datetime.fromtimestamp(seconds, UTC).replace(microsecond=nanoseconds // 1000)
+    try:
+        return datetime.fromtimestamp(seconds, UTC).replace(microsecond=nanoseconds // 1000)
+    except (ValueError, OverflowError, OSError):
+        raise EngineError(
+            f"{snar} is damaged: it holds no time at which the backup began"
+        ) from None
 
 
 def forget_moved(snar: Path, source: Path) -> None:

@@ -6,7 +6,6 @@ A copy of the file alone lacks what a journal beside it still holds; this does n
 import secrets
 import shutil
 import sqlite3
-import stat
 from collections.abc import Collection, Sequence
 from contextlib import closing
 from datetime import UTC, datetime
@@ -118,4 +117,4 @@ def _same_owner(original: Path, copy: Path) -> None:
     found = original.stat()
     if (found.st_uid, found.st_gid) != (copy.stat().st_uid, copy.stat().st_gid):
         shutil.chown(copy, found.st_uid, found.st_gid)
-    copy.chmod(stat.S_IMODE(found.st_mode))
+    copy.chmod(found.st_mode & 0o777)  # a set-id bit would be no backup's

@@ -185,6 +185,7 @@ class TarEngine(ToolEngine):
             f"--directory={staging}",
             *options,
             stdin=stdin,
+            into=staging,
         )
 
     def _list(self, archive: Path) -> None:
@@ -211,7 +212,7 @@ class TarEngine(ToolEngine):
         for snapshot_id in reversed(chain):
             held: set[bytes] = set()
             targets: set[bytes] = set()
-            for name, target in _listing(self.work / snapshot_id / "listing"):
+            for name, target in read_listing(self.work / snapshot_id / "listing"):
                 if name in wanted:
                     held.add(name)
                     if target is not None:
@@ -262,7 +263,7 @@ class TarEngine(ToolEngine):
         return snapshot_id
 
 
-def _listing(listing: Path) -> Iterator[tuple[bytes, bytes | None]]:
+def read_listing(listing: Path) -> Iterator[tuple[bytes, bytes | None]]:
     """(name, target if it is a hard link) of each member, without trailing slashes."""
     with listing.open("rb") as lines:
         for line in lines:
@@ -270,10 +271,12 @@ def _listing(listing: Path) -> Iterator[tuple[bytes, bytes | None]]:
             if match is None:
                 raise EngineError(f"{listing} is damaged: {line[:200]!r}")
             name, target = match.groups()
-            yield _unquote(name), None if target is None else _unquote(target)
+            yield unquote(name), None if target is None else unquote(target)
 
 
-def _unquote(name: bytes) -> bytes:
+def unquote(name: bytes) -> bytes:
+    """A name as tar's `--quoting-style=c` writes it, without a trailing slash."""
+
     def plain(match: re.Match[bytes]) -> bytes:
         escaped = match[1]
         return bytes([int(escaped, 8)]) if len(escaped) == 3 else _CONTROL.get(escaped, escaped)

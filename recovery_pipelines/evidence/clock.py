@@ -13,6 +13,7 @@ from pathlib import Path
 from recovery_pipelines.evidence.files import replace_file
 
 _NAME = "clock.json"
+_LONGEST_SECONDS = 1e10
 _TOLERANCE = timedelta(days=1)
 
 
@@ -70,7 +71,10 @@ def is_jump(store: Path, clock: Clock) -> bool:
 def _last(store: Path) -> Clock | None:
     try:
         content = json.loads((store / _NAME).read_bytes())
-        now = datetime.fromisoformat(content["now"])
-        return Clock(str(content["boot"]), float(content["since_boot_seconds"]), now)
-    except (OSError, ValueError, KeyError, TypeError):
+        boot, now = str(content["boot"]), datetime.fromisoformat(content["now"])
+        since_boot = float(content["since_boot_seconds"])
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return None
+    if now.tzinfo is None or not 0 <= since_boot < _LONGEST_SECONDS:
+        return None
+    return Clock(boot, since_boot, now)

@@ -50,6 +50,8 @@ _REPORT_BYTES = 256 << 20
 _CHUNK_NAMES = 2048
 _NO_XATTRS = xxhash.xxh3_128_digest(b"")
 _CHANGED = b"changed while it was read"
+_TIMES = 1 << 63
+_NO_TIME = b"its time is further away than 292 years from 1970"
 _FILE_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOATIME | os.O_CLOEXEC
 _DIRECTORY_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_DIRECTORY | os.O_NOATIME | os.O_CLOEXEC
 
@@ -189,6 +191,8 @@ class Worker:
         known = CONTENT_KNOWN if content is not None else 0
         known |= XATTR_KNOWN if xattr is not None else 0
         size = mtime_ns = dev = ino = device = mode = links = uid = gid = 0
+        if found is not None and not -_TIMES <= found.st_mtime_ns < _TIMES:
+            found, error = None, _NO_TIME
         if found is not None:
             known |= STAT_KNOWN
             mode = found.st_mode
@@ -357,6 +361,9 @@ class Worker:
                 mtime_ns = after.st_mtime_ns
                 if after.st_ctime_ns != before.st_ctime_ns or mtime_ns != before.st_mtime_ns:
                     self._row(path, after, error=_CHANGED)
+                    continue
+                if not -_TIMES <= mtime_ns < _TIMES:
+                    self._row(path, after)
                     continue
             except OSError:
                 self._slow_file(path, name, fd, dir_fd, None, large)

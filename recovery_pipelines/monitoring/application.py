@@ -9,6 +9,7 @@ import os
 import re
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -157,11 +158,7 @@ class PrometheusSource:
             requests=requests,
             errors_by_status=by_status if knows_status else None,
             sent_bytes=_total(grown, names.data_transfer),
-            response_seconds=sketch_of_histogram(
-                (float(point.labels["le"]), point.value)
-                for point in grown
-                if point.name == f"{names.response_times}_bucket" and "le" in point.labels
-            ),
+            response_seconds=sketch_of_histogram(_buckets(grown, f"{names.response_times}_bucket")),
             mean_response_seconds=total_seconds / count
             if count and total_seconds is not None
             else None,
@@ -197,6 +194,16 @@ class PrometheusSource:
         return grown
 
 
+def _buckets(points: Iterable[Point], name: str) -> Iterator[tuple[float, float]]:
+    """Upper bound and count; a series without a bound that is a number is left out."""
+    for point in points:
+        if point.name == name:
+            with suppress(ValueError, KeyError):
+                bound = float(point.labels["le"])
+                if not math.isnan(bound):
+                    yield bound, point.value
+
+
 def _total(points: Iterable[Point], name: str) -> float | None:
     values = [point.value for point in points if point.name == name]
     return sum(values) if values else None
@@ -228,8 +235,8 @@ def sketch_of_histogram(buckets: Iterable[tuple[float, float]]) -> Sketch:
 # --- access log ---------------------------------------------------------------------------
 
 _LOG_LINE = re.compile(
-    rb'^\S+ \S+ .*?\[[^\]]+\] "(?:[^"\\]|\\.)*" (\d{3}) (\d+|-)'
-    rb'(?: "(?:[^"\\]|\\.)*" "(?:[^"\\]|\\.)*")?(?: (\d+(?:\.\d+)?))?\s*$'
+    rb'^\S+ \S+ .*?\[[^\]]+\] "(?:[^"\\]|\\.)*" (\d{3}) (\d{1,18}|-)'
+    rb'(?: "(?:[^"\\]|\\.)*" "(?:[^"\\]|\\.)*")?(?: (\d{1,18}(?:\.\d+)?))?\s*$'
 )
 
 

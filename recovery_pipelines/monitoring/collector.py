@@ -26,6 +26,7 @@ from recovery_pipelines.monitoring.store import Tick, Writer, connect
 from recovery_pipelines.monitoring.supervise import hold_lock, is_wanted, read_settings
 from recovery_pipelines.monitoring.system import SystemCollector
 from recovery_pipelines.plan.monitoring import SECTIONS, Monitoring
+from recovery_pipelines.secrecy import forbid_core_files
 
 log = logging.getLogger("recovery_pipelines")
 
@@ -134,6 +135,7 @@ def collect(
 
 def main(home: Path, *, leased: bool = True) -> int:
     """Run until SIGTERM or SIGINT. Exit code 3: another collector runs on this data home."""
+    forbid_core_files()
     stop = threading.Event()
 
     def on_signal(number: int, frame: FrameType | None) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from recovery_pipelines.errors import RecoveryError
 from recovery_pipelines.monitoring.sketch import Sketch
 from recovery_pipelines.monitoring.store import FOLDER, connect
 
@@ -101,10 +102,15 @@ def newest_outcomes(home: Path, looks: int = 1) -> pd.DataFrame:
 
 
 def sketch_from(text: object) -> Sketch | None:
-    """A sketch from its JSON text."""
+    """A sketch from its JSON text. RecoveryError if it is none."""
     if not isinstance(text, str):
         return None
-    return {int(key): count for key, count in json.loads(text).items()}
+    try:
+        return {int(key): float(count) for key, count in json.loads(text).items()}
+    except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+        raise RecoveryError(
+            f"the measurements hold no sketch but {text[:50]!r} ({type(error).__name__})"
+        ) from None
 
 
 def _typed(frame: pd.DataFrame) -> pd.DataFrame:

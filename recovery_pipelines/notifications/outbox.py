@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -30,6 +31,7 @@ from recovery_pipelines.notifications.message import Message
 from recovery_pipelines.plan import Plan
 from recovery_pipelines.sandbox import exclusive
 from recovery_pipelines.sandbox.lease import private_directory
+from recovery_pipelines.secrecy import forbid_core_files
 
 log = logging.getLogger("recovery_pipelines")
 
@@ -58,6 +60,9 @@ COLUMNS = (
 )
 
 
+_OTHER_FIELDS = ("attempts", "last_attempt_at", "unsure")
+
+
 @dataclass(frozen=True)
 class Receipt:
     """Where one message stands with one recipient: a line of the receipts."""
@@ -80,6 +85,18 @@ class Receipt:
     """Why it is not sent."""
     unsure: bool
     """The latest attempt may have reached the recipient."""
+
+    @classmethod
+    def parse(cls, fields: Any) -> "Receipt":
+        """From the values of JSON. ValueError or TypeError if they are no receipt."""
+        receipt = cls(**fields)
+        texts = [value for name, value in fields.items() if name not in _OTHER_FIELDS]
+        known_times = [receipt.queued_at, *filter(None, [receipt.last_attempt_at])]
+        if not all(isinstance(text, str) for text in texts) or type(receipt.attempts) is not int:
+            raise ValueError("a value is of another type")
+        if any(datetime.fromisoformat(time).tzinfo is None for time in known_times):
+            raise ValueError("a time without a zone")
+        return receipt
 
     @property
     def is_settled(self) -> bool:
@@ -159,6 +176,7 @@ def send_pending(plan: Plan, now: datetime | None = None) -> list[Receipt]:
 
     Whoever waits too long for another process leaves it to that one and to the next call.
     """
+    forbid_core_files()
     home, tried = plan.data_home, list[Receipt]()
     if not _open_folders(home):
         return tried
@@ -403,7 +421,7 @@ def _open_messages(home: Path) -> Iterator[tuple[Path, Message, list[Receipt]]]:
             message, recipients = _read_message(folder / _MESSAGE_NAME)
         except FileNotFoundError:
             continue  # settled meanwhile, by another process
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             problem = type(error).__name__
             log.error("the message in %s cannot be read (%s) and is not sent", folder, problem)
             continue
@@ -415,7 +433,10 @@ def _read_message(path: Path) -> tuple[Message, list[Receipt]]:
     said = content["message"]
     paths = tuple(path.parent / name for name in said["attachments"])
     message = Message(**said | {"teams": tuple(said["teams"]), "attachments": paths})
-    return message, [Receipt(**fields) for fields in content["recipients"]]
+    texts = (message.id, message.at, message.subject, *message.teams)
+    if not all(isinstance(text, str) for text in texts) or not isinstance(message.details, dict):
+        raise ValueError("a value is of another type")
+    return message, [Receipt.parse(fields) for fields in content["recipients"]]
 
 
 def _new_id(now: datetime) -> str:
@@ -432,8 +453,8 @@ def _newest_receipts(home: Path) -> dict[tuple[str, str], Receipt]:
         if not line:
             continue
         try:
-            receipt = Receipt(**json.loads(line))
-        except (ValueError, TypeError):
+            receipt = Receipt.parse(json.loads(line))
+        except (ValueError, TypeError, AttributeError, RecursionError):
             log.warning("%s:%d is not a receipt", path, number)
             continue
         newest[receipt.message_id, receipt.key] = receipt

@@ -19,7 +19,7 @@ TAGS = (_TREE, *_TAGS.values())
 
 
 def _tag(value: object) -> str:
-    keys = value if isinstance(value, dict) else vars(value)
+    keys = value if isinstance(value, dict) else getattr(value, "__dict__", {})
     return next((tag for key, tag in _TAGS.items() if key in keys), _TREE)
 
 

@@ -1,6 +1,7 @@
 """Reading `recovery.yaml`: errors name the file, the line, the key and what is allowed."""
 
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from recovery_pipelines.plan.targets import Target
 PLAN_VARIABLE = "RECOVERY_PLAN"
 
 KeyPath = tuple[str | int, ...]
+_QUOTED = re.compile(r"'[^']{4,}'")
 
 
 def find_plan() -> Path:
@@ -53,8 +55,8 @@ def parse_plan(text: str, *, name: str, folder: Path) -> Plan:
         lines: dict[KeyPath, int] = {}
         _index_lines(root, (), lines, name)
         raw = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise PlanError(f"{name}: not valid YAML: {error}") from None
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
+        raise PlanError(f"{name}{_without_content(error)}") from None
     if not isinstance(raw, dict):
         raise PlanError(f"{name}: the plan must be a mapping with the key `targets`")
     try:
@@ -100,6 +102,14 @@ def _index_lines(node: yaml.Node | None, at: KeyPath, lines: dict[KeyPath, int],
     elif isinstance(node, yaml.SequenceNode):
         for position, item in enumerate(node.value):
             _index_lines(item, (*at, position), lines, name)
+
+
+def _without_content(error: Exception) -> str:
+    """Where the YAML is wrong, and how; not what stands there, which may be a misplaced secret."""
+    mark = getattr(error, "problem_mark", None)
+    problem = str(getattr(error, "problem", None) or f"it cannot be read ({type(error).__name__})")
+    where = f":{mark.line + 1}" if mark else ""
+    return f"{where}: not valid YAML: {re.sub(_QUOTED, '…', problem)}"
 
 
 def _explain(error: ValidationError, name: str, lines: dict[KeyPath, int]) -> list[str]:

@@ -1,5 +1,6 @@
 """The plan's targets with a `repository`: backups that others make, to be audited."""
 
+import re
 from pathlib import Path
 from typing import Annotated, Literal, Self, get_args
 
@@ -46,6 +47,11 @@ class Repository(Strict):
         places = {tool: place for tool in get_args(Tool) if (place := getattr(self, tool))}
         if len(places) != 1:
             raise ValueError(f"a repository has exactly one of: {', '.join(get_args(Tool))}")
+        if re.search(r"//[^/@]*:[^/@]*@", self.location):
+            raise ValueError(
+                "an address with a password would stand in plans and lists of processes: leave the "
+                "password out, and give the tool's own variable as `environment`"
+            )
         if self.tool == "restic" and self.password is None:
             raise ValueError("a restic repository needs its `password`: env:NAME")
         if self.tool in ("directory", "pg_dump") and (self.password or self.environment):

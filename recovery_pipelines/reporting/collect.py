@@ -244,6 +244,9 @@ def _isolation(found: Mapping[str, Any]) -> str:
         [
             f"a directory of its own (mode {found['mode']}) on the same host",
             *(rooms or ["no namespaces"]),
+            "tools that restore could write nowhere else"
+            if found.get("unconfined") == ""
+            else f"tools that restore were not confined: {found.get('unconfined', 'not recorded')}",
         ]
     )
 

@@ -149,7 +149,7 @@ def read_lease(path: Path, fd: int) -> LeaseRecord:
         for line in rest:
             resource = (str(line.pop("kind")), str(line.pop("name")))
             resources.setdefault(resource, {}).update(line)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise SandboxError(
             f"the lease {path} is broken ({type(error).__name__}: {error}): nothing that it may "
             "name was removed; remove by hand what it names, then the file"

@@ -26,6 +26,7 @@ from recovery_pipelines.sandbox.lease import (
     survey,
 )
 from recovery_pipelines.sandbox.tree import Links, Tree
+from recovery_pipelines.tools import why_not_confined
 
 _MARKER = ".recovery-sandbox"
 _MARKER_NAME = _MARKER.encode()
@@ -75,7 +76,9 @@ class Sandbox:
 
     @property
     def isolation(self) -> dict[str, object]:
-        """What sets it apart: `directory`, `mode`, `device`, `inode`, `lease` and `namespaces`."""
+        """What sets it apart: `directory`, `mode`, `device`, `inode`, `lease`, `namespaces`, and
+        `unconfined`: why tools that restore into it could write elsewhere; empty: they could not.
+        """
         found = self._root.stat(b"")
         return {
             "directory": self.path.name,
@@ -84,6 +87,7 @@ class Sandbox:
             "inode": found.st_ino,
             "lease": self.lease.path.name,
             "namespaces": self.namespaces,
+            "unconfined": why_not_confined(),
         }
 
     def tree(self, name: str) -> Tree:

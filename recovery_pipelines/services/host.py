@@ -36,19 +36,19 @@ class Machine(Namespaced):
         binds: Mapping[str, Path] | None = None,
         read_only: Mapping[str, Path] | None = None,
         new_volume: bool = False,
-        loses_power: bool = True,
+        distrusted: bool = False,
     ) -> None:
         """Switch on the machine `name`, on its volume in the sandbox: a new one, or the one that
         an earlier machine of this name left behind.
 
         `logs` takes the services' output and the supervisor's events; it is not on the volume.
-        Each of `binds` and `read_only` is seen inside as `ROOM/<name>`. A volume that never
-        `loses_power` is a folder of the sandbox, as large as that can get.
+        Each of `binds` and `read_only` is seen inside as `ROOM/<name>`. A `distrusted` machine runs
+        what others wrote: all but its volume, a folder of the sandbox, is read-only or hidden.
         """
         tree = sandbox.tree(f"machine-{name}")
         logs.mkdir(parents=True, exist_ok=True)
         self.logs = logs
-        self._image = tree.path / "volume.img" if loses_power and can_loop() else None
+        self._image = tree.path / "volume.img" if can_loop() and not distrusted else None
         if new_volume:
             tree.clear()
             if self._image:
@@ -63,6 +63,8 @@ class Machine(Namespaced):
             "binds": {name: str(path) for name, path in (binds or {}).items()},
             "read_only": {name: str(path) for name, path in (read_only or {}).items()},
             "logs": str(logs),
+            "distrusted": distrusted,
+            "sockets": _sockets_of_the_host() if distrusted else [],
         }
         module = "recovery_pipelines.services.machine"
         super().__init__(sandbox, f"machine {name}", module, logs / f"machine-{name}.log", told)
@@ -115,6 +117,13 @@ class Machine(Namespaced):
             return os.pidfd_open(self.init_pid)
         except (OSError, IndexError):
             return None
+
+
+def _sockets_of_the_host() -> list[str]:
+    """Those that are files: a network namespace does not keep anybody from them."""
+    lines = Path("/proc/net/unix").read_text(errors="surrogateescape").splitlines()[1:]
+    paths = {line.split(maxsplit=7)[-1] for line in lines if len(line.split(maxsplit=7)) == 8}
+    return sorted(path for path in paths if path.startswith("/"))
 
 
 def can_loop() -> bool:

@@ -18,6 +18,7 @@ from pathlib import Path
 from pwd import getpwnam
 from typing import Any, TypeVar
 
+from recovery_pipelines import confine
 from recovery_pipelines.errors import RecoveryError, ServiceError
 from recovery_pipelines.namespaces import answer, as_user, first_words, mount, refuse, requests
 from recovery_pipelines.services import contents, ledger, memory
@@ -300,7 +301,20 @@ def _build_room(told: dict[str, Any]) -> LoopVolume | None:
         return volume
     mount("--bind", told["directory"], VOLUME)
     VOLUME.chmod(0o755)
+    if told["distrusted"]:
+        _shut_out_the_world(told)
     return None
+
+
+def _shut_out_the_world(told: dict[str, Any]) -> None:
+    """What runs in here may be what a backup says: it can write into the volume and ROOM alone,
+    and reach none of the host's servers by their sockets."""
+    sockets = [path for path in told["sockets"] if not path.startswith("/run/")]
+    for path in filter(os.path.exists, sockets):
+        confine.hide(path)
+    mount("-t", "tmpfs", "tmpfs", "/run")
+    mount("--bind", told["logs"], told["logs"])
+    confine.read_only_but([str(ROOM), str(VOLUME), "/dev/shm", "/run", told["logs"]])
 
 
 def _kept_options(path: str) -> list[str]:
