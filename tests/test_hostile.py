@@ -3,7 +3,10 @@
 import io
 import json
 import os
+import shutil
+import socket
 import subprocess
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -135,6 +138,45 @@ def test_names_of_a_listing_are_those_of_the_files(tmp_path: Path) -> None:
         tree = reader.restore(backup, contents, staging, None)
         found = {path.relative_to(tree) for path in tree.rglob("*") if path.is_file()}
         assert {Path(name) for name in contents.sizes_bytes} == found, archive
+
+
+# --- dumps that run programs --------------------------------------------------------------
+
+HOSTILE_DUMP = r"""
+\! echo x > {there}/new
+\! psql -h {there} -p 5432 -c 'drop database team' 2> /mnt/volume/work/said
+create table said (line text);
+copy said from program 'head -n 1 /mnt/volume/work/said';
+copy (select 1) to program 'echo x > {there}/copied || true';
+-- PostgreSQL database dump complete
+"""
+
+
+def test_what_a_dump_runs_changes_nothing_and_reaches_no_server_of_the_host(
+    tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    there = Path(tempfile.mkdtemp())
+    request.addfinalizer(lambda: shutil.rmtree(there))
+    there.chmod(0o777)
+    (tmp_path / "dumps").mkdir()
+    (tmp_path / "dumps" / "a.sql").write_text(HOSTILE_DUMP.format(there=there))
+    (tmp_path / "recovery.yaml").write_text(
+        "data_home: home\ntargets:\n  mine:\n    repository: {pg_dump: dumps}\n"
+        "    verify_against: {queries: ['select count(*) = 1, min(line) from said']}\n"
+    )
+    (spec,) = load_plan(tmp_path / "recovery.yaml").drills()
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(there / ".s.PGSQL.5432"))
+        (there / ".s.PGSQL.5432").chmod(0o777)
+        server.listen()
+        server.settimeout(0)
+        record = carry_out_steps(spec, MONTH, "run")
+        with pytest.raises(BlockingIOError):
+            server.accept()
+    assert record.verdict is Verdict.PASS, record.reason
+    (found,) = [check.found for check in record.checks if check.name == "data_match"]
+    assert "Connection refused" in found
+    assert [path.name for path in there.iterdir()] == [".s.PGSQL.5432"]
 
 
 # --- names that reach people --------------------------------------------------------------
