@@ -36,6 +36,10 @@ class DrillTimeout(RecoveryError):
     """The drill ran into `execution_controls.timeout`."""
 
 
+class MissingRecord(RecoveryError):
+    """A drill left no record: it did not start, or it was killed."""
+
+
 class EvidenceError(RecoveryError):
     """Evidence is broken, or something cannot become evidence."""
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from recovery_pipelines.drills.record import read_record
-from recovery_pipelines.errors import EvidenceError, RecoveryError
+from recovery_pipelines.errors import EvidenceError, MissingRecord, RecoveryError
 from recovery_pipelines.evidence.signoff import standings
 from recovery_pipelines.files import replacing
 from recovery_pipelines.sandbox import is_alive
@@ -147,9 +147,9 @@ def _attempt(drill: str, folder: Path) -> dict[str, object]:
         if (record.drill, record.month) != (drill, folder.parent.name):
             raise ValueError(f"it is the record of {record.drill} {record.month}")
         return {**record.metrics, **row, "started_at": started_at, "verdict": str(record.verdict)}
-    except RecoveryError:
+    except MissingRecord:
         problem = "no record: the drill was killed"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (RecoveryError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         problem = f"the record is damaged: {type(error).__name__}: {error}"
     written_at = datetime.fromtimestamp(folder.stat().st_mtime, UTC)
     return {**row, "started_at": written_at, "verdict": str(Verdict.ERROR), "problem": problem}

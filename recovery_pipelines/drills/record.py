@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from recovery_pipelines.errors import RecoveryError
+from recovery_pipelines.errors import MissingRecord, RecoveryError
 from recovery_pipelines.files import replacing
 from recovery_pipelines.verdict import CheckResult, Verdict
 
@@ -94,11 +94,11 @@ def write_record(folder: Path, content: dict[str, object]) -> None:
 
 
 def read_record(folder: Path) -> DrillRecord:
-    """Raises RecoveryError if the drill left no record, or one that cannot be read."""
+    """Raises MissingRecord if the drill left none, RecoveryError if it cannot be read."""
     try:
         return _parsed(folder, (folder / FILE_NAME).read_bytes())
     except FileNotFoundError:
-        raise RecoveryError(f"the drill left no record in {folder}: it did not start") from None
+        raise MissingRecord(f"the drill left no record in {folder}: it did not start") from None
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise RecoveryError(
             f"{folder / FILE_NAME} is no record of a drill ({type(error).__name__}: "
