@@ -162,36 +162,49 @@ def _anomalies(home: Path, monitoring: Monitoring) -> dg.AssetsDefinition:
                 **({"worst": _image("worst", image)} if image else {}),
             },
             check_results=[
-                dg.AssetCheckResult(
-                    check_name=name,
-                    passed=bool(found.judged) and not wrong,
-                    severity=severity if found.judged else dg.AssetCheckSeverity.WARN,
-                    metadata={
-                        "verdict": ("FAIL" if wrong else "PASS") if found.judged else "UNVERIFIED",
-                        "expected": expected,
-                        "found": f"{count} in {found.judged} series",
-                    },
-                )
-                for name, wrong, severity, expected, count in (
-                    (
-                        "within_alert_budget",
-                        found.over_budget,
-                        dg.AssetCheckSeverity.WARN,
-                        f"about {found.expected_by_chance:.1f}, the rate of false events",
-                        len(found.events),
-                    ),
-                    (
-                        "no_unusual_value_over_its_limit",
-                        len(over_limit) > 0,
-                        dg.AssetCheckSeverity.ERROR,
-                        "none",
-                        len(over_limit),
-                    ),
-                )
+                _judged(
+                    "within_alert_budget",
+                    found.judged,
+                    len(found.events),
+                    wrong=found.over_budget,
+                    expected=f"about {found.expected_by_chance:.1f}, the rate of false events",
+                    severity=dg.AssetCheckSeverity.WARN,
+                ),
+                _judged(
+                    "no_unusual_value_over_its_limit",
+                    found.judged,
+                    len(over_limit),
+                    wrong=len(over_limit) > 0,
+                    expected="none",
+                    severity=dg.AssetCheckSeverity.ERROR,
+                ),
             ],
         )
 
     return metric_anomalies
+
+
+def _judged(
+    name: str,
+    series: int,
+    count: int,
+    *,
+    wrong: bool,
+    expected: str,
+    severity: dg.AssetCheckSeverity,
+) -> dg.AssetCheckResult:
+    """What `count` events in so many judged series mean; without a series, nothing."""
+    verdict = "UNVERIFIED" if not series else "FAIL" if wrong else "PASS"
+    return dg.AssetCheckResult(
+        check_name=name,
+        passed=verdict == "PASS",
+        severity=severity if series else dg.AssetCheckSeverity.WARN,
+        metadata={
+            "verdict": verdict,
+            "expected": expected,
+            "found": f"{count} in {series} series",
+        },
+    )
 
 
 def _retention(home: Path, monitoring: Monitoring) -> dg.AssetsDefinition:

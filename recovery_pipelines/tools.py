@@ -31,13 +31,27 @@ class Finished:
     @property
     def complaint(self) -> str:
         """The last lines of stderr, for error messages."""
-        return printable(self.stderr[-8000:]).strip()[-2000:]
+        return _printable(self.stderr[-8000:]).strip()[-2000:]
+
+    @property
+    def said(self) -> str:
+        """All that it said, on one line."""
+        return " ".join(f"{_printable(self.stdout)} {_printable(self.stderr)}".split())
 
 
-def printable(said: bytes) -> str:
-    """What a program said, such that no name in it can steer a terminal."""
-    text = said.decode(errors="replace")
-    return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
+def escaped(text: str, keep: str = "") -> str:
+    """Control characters, overrides of the reading direction and lone surrogates as escapes.
+
+    Names of files stand in it; they must not be able to steer a terminal or disguise a report.
+    """
+    return "".join(
+        char if char.isprintable() or char in keep else char.encode("unicode_escape").decode()
+        for char in text
+    )
+
+
+def _printable(said: bytes) -> str:
+    return escaped(said.decode(errors="replace"), keep="\n")
 
 
 def find_tool(name: str, package: str | None = None) -> str:

@@ -177,9 +177,14 @@ def in_batches(paths: Collection[bytes], below: bytes) -> list[list[bytes]]:
     return batches
 
 
+def moment(text: str) -> datetime:
+    """A time in ISO 8601; without a zone it is UTC. Raises ValueError."""
+    found = datetime.fromisoformat(text)
+    return found.replace(tzinfo=found.tzinfo or UTC)
+
+
 def utc(text: str) -> datetime:
-    moment = datetime.fromisoformat(text)
-    return moment.replace(tzinfo=moment.tzinfo or UTC).astimezone(UTC)
+    return moment(text).astimezone(UTC)
 
 
 def node(said: Mapping[str, Any], file: str) -> Node:

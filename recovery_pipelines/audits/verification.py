@@ -4,7 +4,7 @@ import os
 import stat
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from recovery_pipelines import manifest
-from recovery_pipelines.audits.reader import Backup, Contents
+from recovery_pipelines.audits.reader import Backup, Contents, moment
 from recovery_pipelines.audits.sampling import (
     allocate,
     byte_limit,
@@ -215,14 +215,9 @@ def newest_mark(tree: Path, name: str) -> datetime:
     """The last time that a job wrote into the file `name`. RecoveryError if it holds none."""
     try:
         lines = Tree.read_only(tree).read(os.fsencode(name)).decode("ascii").split()
-        return max(_moment(line) for line in lines)
+        return max(map(moment, lines))
     except (OSError, ValueError, SandboxError) as error:
         raise RecoveryError(f"the marks {name} of the restored data: {error}") from None
-
-
-def _moment(text: str) -> datetime:
-    moment = datetime.fromisoformat(text)
-    return moment.replace(tzinfo=moment.tzinfo or UTC)
 
 
 def _sorted_out(

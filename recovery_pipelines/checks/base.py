@@ -19,6 +19,7 @@ from recovery_pipelines.errors import DrillTimeout, RecoveryError
 from recovery_pipelines.faults.base import Fault
 from recovery_pipelines.manifest import Comparison
 from recovery_pipelines.sandbox import Tree
+from recovery_pipelines.tools import escaped
 from recovery_pipelines.verdict import CheckResult, Verdict
 
 ALL_ASPECTS = frozenset({"checksums", "structure", "permissions"})
@@ -142,10 +143,7 @@ def count(mask: pa.ChunkedArray) -> int:
 
 def printable(path: bytes) -> str:
     """A path inside a tree as text on one line; the root is `.`."""
-    text = path.decode("utf-8", "backslashreplace") or "."
-    return "".join(
-        char if char.isprintable() else char.encode("unicode_escape").decode() for char in text
-    )
+    return escaped(path.decode("utf-8", "backslashreplace") or ".")
 
 
 def examples(lines: Iterable[str]) -> str:

@@ -1,16 +1,16 @@
 """A backup of PostgreSQL: restored into a server of its own, read whole, and asked."""
 
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 import pandas as pd
 
 from recovery_pipelines.audits.databases import DatabaseReader
+from recovery_pipelines.audits.reader import moment
 from recovery_pipelines.audits.scratch import ScratchServer
 from recovery_pipelines.drills.audit_trial import HEADROOM, SHOWN, Trial
 from recovery_pipelines.drills.preparation import require_resources
 from recovery_pipelines.errors import EngineError, MissingProgram, RecoveryError
-from recovery_pipelines.tools import printable
 from recovery_pipelines.verdict import CheckResult, Verdict
 
 _OWN = "postgres"
@@ -70,10 +70,9 @@ class DatabaseTrial(Trial):
         answer = self._answers()["mark"]
         try:
             (value,) = answer
-            moment = datetime.fromisoformat(value)
+            return moment(value)
         except (TypeError, ValueError):
             raise RecoveryError(f"`marks` gave {_words(answer)}, not one time") from None
-        return moment.replace(tzinfo=moment.tzinfo or UTC)
 
     def measures(self) -> dict[str, object]:
         if self._told is None:
@@ -114,9 +113,8 @@ class DatabaseTrial(Trial):
             return CheckResult(name, Verdict.UNVERIFIED, expected, str(error))
         options = ("--all", "--install-missing", "--heapallindexed", "--parent-check")
         done = self._server.client(program, *options)
-        said = " ".join(f"{printable(done.stdout)} {printable(done.stderr)}".split())
         verdict = {0: Verdict.PASS, 2: Verdict.FAIL}.get(done.returncode, Verdict.UNVERIFIED)
-        found = said[:500] or f"exit code {done.returncode}"
+        found = done.said[:500] or f"exit code {done.returncode}"
         return CheckResult(name, verdict, expected, found)
 
     def _answers(self) -> dict[str, Any]:

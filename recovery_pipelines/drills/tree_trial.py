@@ -22,7 +22,7 @@ from recovery_pipelines.drills.audit_trial import HEADROOM, SHOWN, Trial
 from recovery_pipelines.drills.preparation import require_resources
 from recovery_pipelines.errors import RecoveryError, SandboxError
 from recovery_pipelines.sandbox import Tree
-from recovery_pipelines.tools import printable, run_tool
+from recovery_pipelines.tools import run_tool
 from recovery_pipelines.verdict import CheckResult, Verdict
 
 _BLOCK_BYTES = 4096
@@ -210,7 +210,7 @@ class TreeTrial(Trial):
             env=run.sandbox.environment,
             timeout_seconds=run.remaining_seconds(),
         )
-        said = " ".join(f"{printable(done.stdout)} {printable(done.stderr)}".split())[-200:]
+        said = done.said[-200:]
         verdict = Verdict.FAIL if done.returncode else Verdict.PASS
         found = f"exit code {done.returncode}" + (f": {said}" if said else "")
         run.checks.append(

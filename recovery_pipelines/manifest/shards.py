@@ -49,12 +49,13 @@ def write_shard(
     Raises RecoveryError as `compare` does.
     """
     findings = compare_shard(expected, found, number, count, ignore=ignore)
+    wanted = read_info(expected)
     about = {
         "shard": number,
         "shards": count,
-        "expected": read_info(expected)["digest"],
+        "expected": wanted["digest"],
         "found": read_info(found)["digest"],
-        "entries": read_info(expected)["entries"],
+        "entries": wanted["entries"],
         "ignore": sorted(findings.ignore),
         "compared": findings.compared,
         "verified": findings.verified,

@@ -31,11 +31,12 @@ def usual_response_times(home: Path, monitoring: Monitoring | None, now: float) 
     if not names:
         return {}
     today = day_of(now)
-    running = aggregate(read_day(home, today)).to_pandas()
+    samples = read_day(home, today)
+    running = aggregate(samples[samples["metric"] == _METRIC]).to_pandas()
     known = pd.concat(
         [
             aggregates(home, _METRIC, today - timedelta(days=DAYS), today - timedelta(days=1)),
-            running[running["metric"] == _METRIC],
+            running,
         ]
     )
     found = {}

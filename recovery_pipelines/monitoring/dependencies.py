@@ -202,6 +202,18 @@ def _redis_replication(dependency: Dependency, info: dict[str, Any]) -> Answer:
     return judge_replicas(len(online), lag, dependency)
 
 
+# --- storage ------------------------------------------------------------------------------
+
+
+def _read_back(where: str, same: bool, began: float, check: str, dependency: Dependency) -> Answer:
+    """The answer of a storage on which something was written and read."""
+    if not same:
+        return "failed", f"{where}: what was written reads back differently", None
+    if check == "performance":
+        return _speed(began, dependency)
+    return "ok", "writable and readable", time.monotonic() - began
+
+
 # --- storage: a folder --------------------------------------------------------------------
 
 
@@ -223,11 +235,7 @@ def _storage(check: str, dependency: Dependency, path: Path) -> Answer:
             probe.unlink(missing_ok=True)
     except OSError as error:
         return "failed", f"{path}: {error.strerror}", None
-    if not same:
-        return "failed", f"{path}: what was written reads back differently", None
-    if check == "performance":
-        return _speed(began, dependency)
-    return "ok", "writable and readable", time.monotonic() - began
+    return _read_back(str(path), same, began, check, dependency)
 
 
 # --- storage: S3 --------------------------------------------------------------------------
@@ -261,11 +269,7 @@ def _s3(check: str, dependency: Dependency, address: str) -> Answer:
         return "failed", f"{bucket}: {error.response['Error'].get('Code', 'refused')}", None
     except (BotoCoreError, ValueError) as error:
         return "failed", f"{bucket}: {_first_line(error, address)}", None
-    if not same:
-        return "failed", f"{bucket}: what was written reads back differently", None
-    if check == "performance":
-        return _speed(began, dependency)
-    return "ok", "writable and readable", time.monotonic() - began
+    return _read_back(bucket, same, began, check, dependency)
 
 
 @cache

@@ -8,20 +8,15 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+from recovery_pipelines.tools import escaped
 from recovery_pipelines.verdict import Verdict
 
 
 def printable(value: object) -> object:
-    """Control characters, overrides of the reading direction and lone surrogates as escapes.
-
-    Names of files stand in what checks found; they must not be able to break or disguise a report.
-    """
+    """Text without what could break or disguise a report; see `escaped`."""
     if not isinstance(value, str) or isinstance(value, Verdict):
         return value
-    return "".join(
-        char if char.isprintable() or char == "\n" else char.encode("unicode_escape").decode()
-        for char in value
-    )
+    return escaped(value, keep="\n")
 
 
 Text = Annotated[str, BeforeValidator(printable)]
