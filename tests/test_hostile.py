@@ -147,7 +147,7 @@ HOSTILE_DUMP = r"""
 \! psql -h {there} -p 5432 -c 'drop database team' 2> /mnt/volume/work/said
 create table said (line text);
 copy said from program 'head -n 1 /mnt/volume/work/said';
-copy (select 1) to program 'echo x > {there}/copied || true';
+copy (select 1) to program '(echo x > {there}/copied); cat > /dev/null';
 -- PostgreSQL database dump complete
 """
 
