@@ -29,9 +29,10 @@ from recovery_pipelines.errors import MissingCapability, ServiceError
 from recovery_pipelines.monitoring.baseline import Usual
 from recovery_pipelines.namespaces import require_namespaces
 from recovery_pipelines.sandbox import Sandbox
-from recovery_pipelines.services import memory
+from recovery_pipelines.services import host, memory
 from recovery_pipelines.services.host import Machine, can_loop
 from recovery_pipelines.services.ledger import compare, payload
+from recovery_pipelines.services.page_cache import why_no_page_cache
 from recovery_pipelines.services.power import LoopVolume
 from recovery_pipelines.services.stack import resolve
 from recovery_pipelines.verdict import CheckResult, Verdict
@@ -88,9 +89,15 @@ UNSAFE: dict[str, dict[str, Any]] = {
 SAFE: dict[str, dict[str, Any]] = {"safe": {"kind": "redis"}}
 
 
-@needs_root
-def test_unsafe_services_are_found_out_by_a_power_cut(tmp_path: Path) -> None:
+@pytest.mark.parametrize("volume", ["image", "page cache"])
+def test_unsafe_services_are_found_out_by_a_power_cut(
+    volume: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """All in one drill: it says of each what it lost, and of a safe one beside them nothing."""
+    why_not = why_no_page_cache() if volume == "page cache" else "" if can_loop() else "no loops"
+    if why_not:
+        pytest.skip(why_not)
+    monkeypatch.setattr(host, "_best_volume", lambda: volume)
     record = drill(tmp_path, **{SERVICES: UNSAFE | SAFE})
     found = {check.name: check for check in record.checks}
     assert found["power_was_cut"].verdict is Verdict.PASS

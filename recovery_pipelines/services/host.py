@@ -6,17 +6,21 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Literal
 
 from recovery_pipelines.errors import ServiceError
 from recovery_pipelines.namespaces import Namespaced, why_no_namespaces
 from recovery_pipelines.sandbox import Sandbox
 from recovery_pipelines.services.memory import why_no_memory_group
+from recovery_pipelines.services.page_cache import why_no_page_cache
 from recovery_pipelines.services.power import is_attached, make_image
 from recovery_pipelines.services.service import Service
 from recovery_pipelines.tools import Finished
 
 VOLUME_BYTES = 640_000_000
 """Size of a volume's image; it is sparse."""
+VolumeKind = Literal["image", "page cache", "directory"]
+"""The first two can lose their power; a directory loses nothing but with its disk."""
 _OFF_TIMEOUT_SECONDS = 20.0
 _LOOK_SECONDS = 0.005
 
@@ -37,6 +41,7 @@ class Machine(Namespaced):
         read_only: Mapping[str, Path] | None = None,
         new_volume: bool = False,
         distrusted: bool = False,
+        volume: VolumeKind | None = None,
     ) -> None:
         """Switch on the machine `name`, on its volume in the sandbox: a new one, or the one that
         an earlier machine of this name left behind.
@@ -44,11 +49,13 @@ class Machine(Namespaced):
         `logs` takes the services' output and the supervisor's events; it is not on the volume.
         Each of `binds` and `read_only` is seen inside as `ROOM/<name>`. A `distrusted` machine runs
         what others wrote: all but its volume, a folder of the sandbox, is read-only or hidden.
+        The `volume` is of the best kind that can be made here, unless one is named.
         """
         tree = sandbox.tree(f"machine-{name}")
         logs.mkdir(parents=True, exist_ok=True)
         self.logs = logs
-        self._image = tree.path / "volume.img" if can_loop() and not distrusted else None
+        kind = volume or ("directory" if distrusted else _best_volume())
+        self._image = tree.path / "volume.img" if kind == "image" else None
         if new_volume:
             tree.clear()
             if self._image:
@@ -58,8 +65,8 @@ class Machine(Namespaced):
         told = {
             "services": [asdict(service) for service in services],
             "ordinary_user": os.geteuid() != 0,
-            "image": str(self._image or ""),
-            "directory": str(tree.path / "volume"),
+            "volume": kind,
+            "path": str(self._image or tree.path / "volume"),
             "binds": {name: str(path) for name, path in (binds or {}).items()},
             "read_only": {name: str(path) for name, path in (read_only or {}).items()},
             "logs": str(logs),
@@ -131,13 +138,20 @@ def can_loop() -> bool:
     return os.geteuid() == 0 and os.access("/dev/loop-control", os.W_OK)
 
 
+def _best_volume() -> VolumeKind:
+    if can_loop():
+        return "image"
+    return "directory" if why_no_page_cache() else "page cache"
+
+
 def capabilities() -> dict[str, str]:
     """What this host lets a drill do: `yes`, or why not. Kept with each result."""
     return {
         "namespaces": why_no_namespaces() or "yes",
-        "loop device and power cut": "yes"
+        "power cut of a loop device": "yes"
         if can_loop()
         else "no: needs root and /dev/loop-control",
+        "power cut of a FUSE page cache": why_no_page_cache() or "yes",
         "memory cgroup": why_no_memory_group() or "yes",
     }
 

@@ -4,7 +4,6 @@
 """
 
 import asyncio
-import ctypes
 import os
 import secrets
 import shutil
@@ -22,6 +21,7 @@ from recovery_pipelines import confine
 from recovery_pipelines.errors import RecoveryError, ServiceError
 from recovery_pipelines.namespaces import answer, as_user, first_words, mount, refuse, requests
 from recovery_pipelines.services import contents, ledger, memory
+from recovery_pipelines.services.page_cache import CachedVolume, mount_page_cache
 from recovery_pipelines.services.power import LoopVolume, mount_image
 from recovery_pipelines.services.service import ROOM, VOLUME, Health, Service
 from recovery_pipelines.services.supervisor import Supervisor
@@ -36,8 +36,6 @@ _RESERVE_BYTES = 24_000_000
 _WATCH_SECONDS = 0.25
 _SENTINELS = 8
 _SENTINEL_BYTES = 4096
-
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 class _Machine:
@@ -107,12 +105,8 @@ class _Machine:
 
     async def do_sync(self) -> dict[str, Any]:
         """Put everything on the volume on its disk: what set-up wrote must survive a cut."""
-        fd = os.open(VOLUME, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            if _libc.syncfs(fd):
-                raise ServiceError(f"syncfs: {os.strerror(ctypes.get_errno())}")
-        finally:
-            os.close(fd)
+        if self._volume is not None:
+            self._volume.sync()
         return {}
 
     async def do_run(
@@ -206,7 +200,7 @@ class _Machine:
 
     async def do_fill(self) -> dict[str, Any]:
         """Fill the volume but for what the file system itself may need to do so."""
-        if self._volume is None:
+        if not isinstance(self._volume, LoopVolume):
             raise ServiceError("a disk is filled only on a volume of its own, which needs root")
         at = time.monotonic()
         _fill(self._ballast, _free_bytes() - _FULL_BELOW_BYTES // 2)
@@ -264,7 +258,7 @@ class _Machine:
         """Empty if the volume can lose its power, else why not."""
         if self._volume is not None:
             return ""
-        return "not a power cut: a volume that can lose unsynced data needs root (a loop device)"
+        return "not a power cut: losing unsynced data needs a loop device (root) or FUSE"
 
     def _make_room(self, service: Service) -> None:
         if not service.data.exists():
@@ -284,7 +278,7 @@ class _Machine:
             access.write_text(lines)
 
 
-def _build_room(told: dict[str, Any]) -> LoopVolume | None:
+def _build_room(told: dict[str, Any]) -> LoopVolume | CachedVolume | None:
     """Everything that services see is below ROOM, on a private tmpfs; so is /dev/shm."""
     for where in (ROOM, Path("/dev/shm")):
         mount("-t", "tmpfs", "-o", "mode=755" if where == ROOM else "mode=1777", "tmpfs", where)
@@ -295,14 +289,22 @@ def _build_room(told: dict[str, Any]) -> LoopVolume | None:
         if name in told["read_only"]:
             mount("-o", ",".join(("remount", "bind", "ro", *_kept_options(path))), ROOM / name)
     run_tool([find_tool("ip", "iproute2"), "link", "set", "lo", "up"])
-    if told["image"]:
-        volume = mount_image(Path(told["image"]), VOLUME)
-        VOLUME.chmod(0o755)
-        return volume
-    mount("--bind", told["directory"], VOLUME)
+    volume = _mount_volume(told["volume"], Path(told["path"]))
     VOLUME.chmod(0o755)
     if told["distrusted"]:
         _shut_out_the_world(told)
+    return volume
+
+
+def _mount_volume(kind: str, path: Path) -> LoopVolume | CachedVolume | None:
+    """`kind` is one of `host.VolumeKind`."""
+    if kind == "image":
+        return mount_image(path, VOLUME)
+    if kind == "page cache":
+        memory = ROOM / "page-cache"
+        memory.mkdir(mode=0o700)
+        return mount_page_cache(path, memory, VOLUME)
+    mount("--bind", path, VOLUME)
     return None
 
 

@@ -4,6 +4,7 @@ After `cut`, nothing that was not synced reaches the image any more. This models
 page cache, not of a drive's own volatile cache. It needs root in the first user namespace.
 """
 
+import ctypes
 import fcntl
 import os
 import struct
@@ -17,6 +18,8 @@ from recovery_pipelines.tools import find_tool, run_tool
 _GOINGDOWN = 0x8004587D
 _WITHOUT_FLUSHING_THE_LOG = 2  # flag 0 flushes everything: no power cut
 _LOOP_MAJOR = 7
+
+_libc = ctypes.CDLL(None, use_errno=True)
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,15 @@ class LoopVolume:
             before = time.monotonic()
             fcntl.ioctl(fd, _GOINGDOWN, struct.pack("I", _WITHOUT_FLUSHING_THE_LOG))
             return before, time.monotonic()
+        finally:
+            os.close(fd)
+
+    def sync(self) -> None:
+        """Put everything on its disk. Raises ServiceError."""
+        fd = os.open(self.mount_point, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            if _libc.syncfs(fd):
+                raise ServiceError(f"syncfs: {os.strerror(ctypes.get_errno())}")
         finally:
             os.close(fd)
 
