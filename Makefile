@@ -5,7 +5,7 @@ BIN := .venv/bin
 
 DRILL_PACKAGES := python3-venv tar zstd util-linux
 PDF_PACKAGES := libpango-1.0-0 libpangoft2-1.0-0 libharfbuzz-subset0
-TEST_PACKAGES := $(DRILL_PACKAGES) $(PDF_PACKAGES) acl attr borgbackup chromium faketime iproute2 jq nftables openssl \
+TEST_PACKAGES := $(DRILL_PACKAGES) $(PDF_PACKAGES) acl attr borgbackup chromium faketime fuse3 iproute2 jq nftables openssl \
 	pgbackrest postgresql redis-server restic rsync
 BENCH_PACKAGES := $(TEST_PACKAGES) b3sum hashdeep rclone xxhash
 
