@@ -25,7 +25,7 @@ def described(folder: Path, run_id: str = "run", **database: Any) -> dict[str, s
 
 
 def effect_kind(folder: Path, drill: object) -> None:
-    for kind, engine in (("sqlite", "sqlite"), ("redis", "redis_rdb")):
+    for kind, engine in (("sqlite", "sqlite"), ("redis", "redis_rdb"), ("dagster", "tar")):
         plan = make_plan(folder, targets={"mine": {"database": {"kind": kind}}})
         assert {spec.engine for spec in plan.drills()} == {engine}
     with pytest.raises(PlanError, match="allowed: redis_rdb, redis_aof"):

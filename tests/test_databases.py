@@ -1,5 +1,6 @@
 """Drills on databases, with the real programs: sound backups pass, silent wrong restores fail."""
 
+import json
 import shutil
 import sqlite3
 from collections.abc import Callable
@@ -267,13 +268,43 @@ def test_a_dump_of_your_own(tmp_path: Path) -> None:
     assert entries == len([name for name in expected if not name.startswith("privilege")]) + 1
 
 
+def test_an_orchestrator_in_use_is_backed_up_and_restored(tmp_path: Path) -> None:
+    with Sandbox.create(tmp_path, "own") as sandbox:
+        trees = [sandbox.tree(name).path for name in ("own", "copy", "restored", "work")]
+        own, copy, restored, work = trees
+        with make_database("dagster", own, sandbox, rows=100, seed=1, taken_from=None):
+            pass
+        (own / "dagster.yaml").write_text(f"storage: {{sqlite: {{base_dir: {tmp_path}/away}}}}")
+        with closing(sqlite3.connect(own / "schedules" / "schedules.db")) as in_use:
+            in_use.execute("pragma journal_mode = wal")
+            in_use.execute("update instigators set status = 'STOPPED'")
+            in_use.commit()
+            taken = make_database("dagster", copy, sandbox, rows=0, seed=0, taken_from=own)
+            with taken as database:
+                expected = database.describe()
+        with closing(sqlite3.connect(copy / "schedules" / "schedules.db")) as copied:
+            state = copied.execute("select status from instigators").fetchone()
+            assert state == ("STOPPED",), "what lay in the journal is taken along"
+        assert json.loads(expected["readable schedule monthly"])[1] == 2.0
+        assert len([name for name in expected if name.startswith("readable run ")]) == 2
+        make: Any = engine_class("tar")
+        tool = make(sandbox.tree("repository").path, work, timeout_seconds=60.0)
+        tool.init()
+        tool.restore(tool.backup(copy, None), restored)
+        assert look_at("dagster", restored, sandbox, expected).is_right
+        (restored / "schedules" / "schedules.db").unlink()
+        found = look_at("dagster", restored, sandbox, expected)
+        assert "lacks schedules/schedules.db" in found.problem
+        assert not (tmp_path / "away").exists(), "its dagster.yaml leads elsewhere"
+
+
 def test_a_database_that_is_absent_is_one_clear_line(tmp_path: Path) -> None:
     record = carry_out(spec_of(tmp_path, "sqlite", path="nowhere.db"), MONTH, "run")
     assert record.verdict is Verdict.ERROR
     assert "nowhere.db cannot be read: No such file or directory" in record.reason
 
 
-@pytest.mark.parametrize("kind", ["sqlite", "redis"])
+@pytest.mark.parametrize("kind", ["sqlite", "redis", "dagster"])
 def test_each_criterion_is_seen_to_fail(tmp_path: Path, kind: str) -> None:
     if kind == "redis" and not HAS_REDIS:
         pytest.skip("redis-server is not installed")

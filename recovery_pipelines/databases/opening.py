@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from recovery_pipelines.databases import redis, sqlite
+from recovery_pipelines.databases import dagster_home, redis, sqlite
 from recovery_pipelines.databases.base import Database, DatabaseFault
 from recovery_pipelines.sandbox import Sandbox
 
@@ -15,18 +15,26 @@ def open_database(kind: str, folder: Path, sandbox: Sandbox) -> Iterator[Databas
     if kind == "sqlite":
         with sqlite.open_sqlite(folder) as database:
             yield database
+    elif kind == "dagster":
+        with dagster_home.open_home(folder) as home:
+            yield home
     else:
-        with redis.open_redis(folder, sandbox) as database:
-            yield database
+        with redis.open_redis(folder, sandbox) as server:
+            yield server
 
 
 @contextmanager
 def make_database(
     kind: str, folder: Path, sandbox: Sandbox, *, rows: int, seed: int, taken_from: Path | None
 ) -> Iterator[Database]:
-    """A new database in the empty `folder`: test data, or those of a file, which is only read."""
-    if kind == "sqlite":
-        with sqlite.open_sqlite(folder, new=True) as database:
+    """A new database in the empty `folder`: test data, or those of `taken_from`, only read."""
+    if kind != "redis":
+        opened = (
+            sqlite.open_sqlite(folder, new=True)
+            if kind == "sqlite"
+            else dagster_home.open_home(folder)
+        )
+        with opened as database:
             if taken_from:
                 database.load(taken_from)
             else:
@@ -43,4 +51,11 @@ def make_database(
 
 def faults_of(kind: str) -> Mapping[str, DatabaseFault]:
     """The damages that can be done to a kind of database, by name; the worst last."""
-    return sqlite.SqliteDatabase.faults if kind == "sqlite" else redis.RedisDatabase.faults
+    return _FAULTS[kind]
+
+
+_FAULTS = {
+    "dagster": dagster_home.DagsterHome.faults,
+    "redis": redis.RedisDatabase.faults,
+    "sqlite": sqlite.SqliteDatabase.faults,
+}

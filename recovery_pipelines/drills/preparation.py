@@ -10,6 +10,7 @@ from pathlib import Path
 import psutil
 
 from recovery_pipelines.drills.run import STAGED, DrillRun
+from recovery_pipelines.engines.base import size_bytes
 from recovery_pipelines.errors import PreparationError
 from recovery_pipelines.plan.databases import DatabaseTarget
 from recovery_pipelines.plan.repositories import RepositoryTarget
@@ -132,6 +133,6 @@ def _database_bytes(target: DatabaseTarget) -> int:
     if path is None:
         return target.database.rows * _BYTES_PER_ROW
     try:
-        return path.stat().st_size
+        return size_bytes(path) if path.is_dir() else path.stat().st_size
     except OSError as error:
         raise PreparationError(f"the database {path} cannot be read: {error.strerror}") from None

@@ -8,20 +8,26 @@ from pydantic import BeforeValidator, Field, model_validator
 from recovery_pipelines.plan.base import Strict
 from recovery_pipelines.plan.targets import Objectives, engine_names
 
-ENGINES = {"sqlite": ("sqlite",), "redis": ("redis_rdb", "redis_aof")}
+ENGINES = {
+    "sqlite": ("sqlite",),
+    "redis": ("redis_rdb", "redis_aof"),
+    "dagster": ("tar", "restic", "borg", "rsync"),
+}
 """The backup tools of each kind of database, the usual one first."""
-KIND_OF = {engine: kind for kind, engines in ENGINES.items() for engine in engines}
+KIND_OF = {engine: kind for kind in ("sqlite", "redis") for engine in ENGINES[kind]}
+"""Of the tools that back up one kind only."""
 
 
 class Database(Strict):
     """The data: a file of your own, which is only read, or rows that are made."""
 
-    kind: Literal["sqlite", "redis"]
-    """What it is."""
+    kind: Literal["sqlite", "redis", "dagster"]
+    """What it is; `dagster` is the storage of a Dagster instance, such as this one."""
     path: Path | None = None
-    """A file of your own, which is only read: a SQLite database, or a `dump.rdb`."""
+    """Your own, which is only read: a SQLite database, a `dump.rdb`, or a `DAGSTER_HOME`."""
     rows: Annotated[int, Field(ge=100)] = 1000
-    """How many rows or keys are made where there is no `path`; at least 100."""
+    """How many rows or keys are made where there is no `path`; at least 100. Of `dagster`: a run
+    for each 50 and a materialization for each 10."""
     seed: int = 1
     """The same seed makes the same rows."""
 
@@ -31,7 +37,8 @@ class DatabaseTarget(Strict):
 
     database: Database
     engines: Annotated[tuple[str, ...], BeforeValidator(engine_names)] = ()
-    """`sqlite`; `redis_rdb`, `redis_aof`. One drill for each; left out: the first of the kind."""
+    """`sqlite`; `redis_rdb`, `redis_aof`; for `dagster` those of file trees. One drill for each;
+    left out: the first of the kind."""
     increments: Annotated[int, Field(ge=3, le=100)] = 3
     """3 to 100 backups after the first one, with changes between them."""
     objectives: Objectives = Objectives()
