@@ -16,6 +16,7 @@ def build(plan: Plan) -> dg.AssetsDefinition:
 
     @dg.asset(
         **table_options(
+            plan,
             NAME,
             "Unusual values, level shifts and trends, each as one event until it is over. "
             "`recovery analysis acknowledge` answers one.",

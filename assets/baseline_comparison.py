@@ -16,7 +16,7 @@ def build(plan: Plan) -> dg.AssetsDefinition:
 
     @dg.asset(
         **table_options(
-            NAME, "Each drill's newest month against its baseline, the months before it."
+            plan, NAME, "Each drill's newest month against its baseline, the months before it."
         )
     )
     def baseline_comparison() -> dg.MaterializeResult[None]:

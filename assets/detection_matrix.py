@@ -11,7 +11,7 @@ from recovery_pipelines.faults.base import Layer
 from recovery_pipelines.matrix.cells import CHECKS, cells, judge, silent_restores, totals
 from recovery_pipelines.matrix.picture import heat_map
 from recovery_pipelines.matrix.run import carry_out_matrix
-from recovery_pipelines.orchestration.controls import POOL
+from recovery_pipelines.orchestration.controls import asset_key, pool_of
 from recovery_pipelines.orchestration.partitions import MONTHS
 from recovery_pipelines.orchestration.stages import table
 from recovery_pipelines.plan import Plan
@@ -25,15 +25,16 @@ NAME = "fault_detection"
 
 def build(plan: Plan, wanted: DetectionMatrix) -> dg.AssetsDefinition:
     """The asset `fault_detection`: one row per trial, in the data home."""
+    key = asset_key(plan, NAME)
 
     @dg.asset(
-        name=NAME,
+        key=key,
         group_name=GROUP,
         partitions_def=MONTHS,
-        pool=None if plan.test_framework.test_execution.execution_controls.parallel_tests else POOL,
+        pool=pool_of(plan),
         kinds={"parquet", *wanted.engines},
         check_specs=[
-            dg.AssetCheckSpec(name, asset=NAME, partitions_def=MONTHS, description=what)
+            dg.AssetCheckSpec(name, asset=key, partitions_def=MONTHS, description=what)
             for name, what in CHECKS.items()
         ],
         description="Every kind of fault, planted in repositories and restored copies of "
@@ -72,7 +73,7 @@ def job(plan: Plan) -> Any:
     timeout = plan.test_framework.test_execution.execution_controls.timeout
     return dg.define_asset_job(
         JOB,
-        dg.AssetSelection.assets(NAME),
+        dg.AssetSelection.assets(asset_key(plan, NAME)),
         description="Plants every kind of fault and counts who notices it",
         executor_def=dg.in_process_executor,
         run_tags={"dagster/max_runtime": str(timeout)},

@@ -17,6 +17,7 @@ from recovery_pipelines.analysis.history import (
     read_table,
 )
 from recovery_pipelines.errors import RecoveryError
+from recovery_pipelines.orchestration.controls import asset_key
 from recovery_pipelines.orchestration.stages import numbers, table
 from recovery_pipelines.plan import DrillSpec, Plan
 
@@ -41,7 +42,7 @@ def build(plan: Plan, specs: Sequence[DrillSpec]) -> dg.AssetsDefinition:
     home = plan.data_home
 
     @dg.asset(
-        name=NAME,
+        key=asset_key(plan, NAME),
         group_name=GROUP,
         deps=[dg.AssetKey([spec.name, "recovery_metrics"]) for spec in specs],
         automation_condition=_CONDITION.with_label("a drill has ended"),
@@ -76,12 +77,12 @@ def build(plan: Plan, specs: Sequence[DrillSpec]) -> dg.AssetsDefinition:
     return drill_history
 
 
-def table_options(name: str, what: str) -> dict[str, Any]:
+def table_options(plan: Plan, name: str, what: str) -> dict[str, Any]:
     """The arguments of `@dg.asset` for a table that is made of the history."""
     return {
-        "name": name,
+        "key": asset_key(plan, name),
         "group_name": GROUP,
-        "deps": [NAME],
+        "deps": [asset_key(plan, NAME)],
         "automation_condition": dg.AutomationCondition.eager(),
         "kinds": {"parquet"},
         "description": what,

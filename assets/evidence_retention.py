@@ -5,6 +5,7 @@ import dagster as dg
 from recovery_pipelines.errors import RecoveryError
 from recovery_pipelines.evidence.retention import Removal, prune
 from recovery_pipelines.notifications import forget
+from recovery_pipelines.orchestration.controls import asset_key
 from recovery_pipelines.plan import Plan
 from recovery_pipelines.plan.reporting import retention_days
 
@@ -16,7 +17,7 @@ def build(plan: Plan) -> tuple[dg.AssetsDefinition, dg.ScheduleDefinition]:
     """The asset `evidence_retention`, and the schedule that makes it every day."""
 
     @dg.asset(
-        name=NAME,
+        key=asset_key(plan, NAME),
         group_name="reporting",
         description="Removes what is older than the plan's retention; a signed tombstone names "
         "each sealed file first. Fails, and removes nothing, if the clock is in doubt.",

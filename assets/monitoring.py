@@ -4,7 +4,6 @@ them, and retention."""
 import time
 from collections.abc import Iterator
 from datetime import date
-from pathlib import Path
 
 import dagster as dg
 
@@ -14,9 +13,11 @@ from recovery_pipelines.monitoring.alerts import conditions
 from recovery_pipelines.monitoring.anomalies import SHOWN_DAYS, WARM_UP_POINTS, find_anomalies
 from recovery_pipelines.monitoring.picture import picture, picture_of_events
 from recovery_pipelines.monitoring.status import section_table
+from recovery_pipelines.orchestration.controls import asset_key
 from recovery_pipelines.orchestration.health import VIEWS, check_results
 from recovery_pipelines.orchestration.partitions import DAYS
 from recovery_pipelines.orchestration.stages import numbers, table
+from recovery_pipelines.plan import Plan
 from recovery_pipelines.plan.monitoring import Monitoring
 
 GROUP = "monitoring"
@@ -26,21 +27,21 @@ RETENTION = "metric_retention"
 _SHOWN_SECONDS = 24 * 3600
 
 
-def build(home: Path, monitoring: Monitoring) -> list[dg.AssetsDefinition]:
+def build(plan: Plan, monitoring: Monitoring) -> list[dg.AssetsDefinition]:
     """One asset per section, the aggregates of each day, what was unusual, and the retention."""
-    views = [_view(home, monitoring, section) for section in VIEWS]
-    return [*views, _aggregates(home), _anomalies(home, monitoring), _retention(home, monitoring)]
+    views = [_view(plan, monitoring, section) for section in VIEWS]
+    return [*views, _aggregates(plan), _anomalies(plan, monitoring), _retention(plan, monitoring)]
 
 
-def _view(home: Path, monitoring: Monitoring, section: str) -> dg.AssetsDefinition:
-    name = VIEWS[section]
+def _view(plan: Plan, monitoring: Monitoring, section: str) -> dg.AssetsDefinition:
+    home, key = plan.data_home, asset_key(plan, VIEWS[section])
 
     @dg.asset(
-        name=name,
+        key=key,
         group_name=GROUP,
         check_specs=[
-            dg.AssetCheckSpec("measured", asset=name, description="Monitoring is not blind."),
-            dg.AssetCheckSpec("healthy", asset=name, description="Checks and limits hold."),
+            dg.AssetCheckSpec("measured", asset=key, description="Monitoring is not blind."),
+            dg.AssetCheckSpec("healthy", asset=key, description="Checks and limits hold."),
         ],
         description=f"The last day of {section}, measured every "
         f"{monitoring.interval_seconds(section)} s.",
@@ -66,7 +67,9 @@ def _view(home: Path, monitoring: Monitoring, section: str) -> dg.AssetsDefiniti
                     severity=result.severity,
                     metadata=result.metadata,
                 )
-                for result in check_results(section, conditions(home, monitoring, section, now))
+                for result in check_results(
+                    plan, section, conditions(home, monitoring, section, now)
+                )
             ],
         )
 
@@ -77,16 +80,18 @@ def _image(name: str, png: str) -> dg.MarkdownMetadataValue:
     return dg.MetadataValue.md(f"![{name}](data:image/png;base64,{png})")
 
 
-def _aggregates(home: Path) -> dg.AssetsDefinition:
+def _aggregates(plan: Plan) -> dg.AssetsDefinition:
+    home, key = plan.data_home, asset_key(plan, AGGREGATES)
+
     @dg.asset(
-        name=AGGREGATES,
+        key=key,
         group_name=GROUP,
         partitions_def=DAYS,
         kinds={"parquet"},
         check_specs=[
             dg.AssetCheckSpec(
                 "aggregates_equal_raw",
-                asset=AGGREGATES,
+                asset=key,
                 blocking=True,
                 partitions_def=DAYS,
                 description="The 5-minute aggregates follow from the raw samples.",
@@ -127,20 +132,24 @@ def _aggregates(home: Path) -> dg.AssetsDefinition:
     return metric_aggregates
 
 
-def _anomalies(home: Path, monitoring: Monitoring) -> dg.AssetsDefinition:
+def _anomalies(plan: Plan, monitoring: Monitoring) -> dg.AssetsDefinition:
+    home, key = plan.data_home, asset_key(plan, ANOMALIES)
+
     @dg.asset(
-        name=ANOMALIES,
+        key=key,
         group_name=GROUP,
-        deps=[dg.AssetDep(AGGREGATES, partition_mapping=dg.LastPartitionMapping())],
+        deps=[
+            dg.AssetDep(asset_key(plan, AGGREGATES), partition_mapping=dg.LastPartitionMapping())
+        ],
         check_specs=[
             dg.AssetCheckSpec(
                 "within_alert_budget",
-                asset=ANOMALIES,
+                asset=key,
                 description="No more events than about one per series and month, which is chance.",
             ),
             dg.AssetCheckSpec(
                 "no_unusual_value_over_its_limit",
-                asset=ANOMALIES,
+                asset=key,
                 description="Nothing was both unusual and above a limit of the plan.",
             ),
         ],
@@ -207,17 +216,20 @@ def _judged(
     )
 
 
-def _retention(home: Path, monitoring: Monitoring) -> dg.AssetsDefinition:
+def _retention(plan: Plan, monitoring: Monitoring) -> dg.AssetsDefinition:
+    home, key = plan.data_home, asset_key(plan, RETENTION)
     retention = monitoring.metrics_collection.system_metrics.retention
 
     @dg.asset(
-        name=RETENTION,
+        key=key,
         group_name=GROUP,
-        deps=[dg.AssetDep(AGGREGATES, partition_mapping=dg.LastPartitionMapping())],
+        deps=[
+            dg.AssetDep(asset_key(plan, AGGREGATES), partition_mapping=dg.LastPartitionMapping())
+        ],
         check_specs=[
             dg.AssetCheckSpec(
                 "retention_kept",
-                asset=RETENTION,
+                asset=key,
                 description="What is too old is gone, what is not is there.",
             )
         ],

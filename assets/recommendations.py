@@ -20,6 +20,7 @@ def build(plan: Plan) -> dg.AssetsDefinition:
 
     @dg.asset(
         **table_options(
+            plan,
             NAME,
             "What to do about what the drills found, each with its evidence. "
             "`recovery analysis assign` gives one an owner and a due date.",

@@ -6,6 +6,7 @@ from typing import Any
 import dagster as dg
 
 from recovery_pipelines.errors import RecoveryError
+from recovery_pipelines.orchestration.controls import asset_key
 from recovery_pipelines.orchestration.partitions import MONTHS
 from recovery_pipelines.plan import DrillSpec, Plan
 from recovery_pipelines.reporting.publish import Publication, distribute, write_reports
@@ -37,7 +38,7 @@ def build(
         partitions_def=MONTHS,
         specs=[
             dg.AssetSpec(
-                name,
+                asset_key(plan, name),
                 group_name=GROUP,
                 deps=[*drills, *tables],
                 automation_condition=_when_drills_have_ended(drills),
@@ -59,7 +60,8 @@ def build(
         for name in dict.fromkeys(file.name for file in publication.files):
             metadata = _metadata(publication, name)
             yield dg.MaterializeResult(
-                asset_key=name, metadata={**metadata, "sent_to": ", ".join(teams) or "nobody"}
+                asset_key=asset_key(plan, name),
+                metadata={**metadata, "sent_to": ", ".join(teams) or "nobody"},
             )
 
     return reports

@@ -18,7 +18,7 @@ def build(plan: Plan, specs: Sequence[DrillSpec]) -> dg.AssetsDefinition:
     """The asset `trend_analysis`: one row per drill and metric; the forecast beside it."""
 
     @dg.asset(
-        **table_options(NAME, "Growth per month, and the recovery time to expect next month.")
+        **table_options(plan, NAME, "Growth per month, and the recovery time to expect next month.")
     )
     def trend_analysis() -> dg.MaterializeResult[None]:
         months, said = read_inputs(plan.data_home)

@@ -67,32 +67,32 @@ def build_definitions(plan: Plan | Path | str | None = None) -> dg.Definitions:
     specs = plan.drills()
     for spec in specs:
         require_known(spec)
-    group_jobs, schedules = [], []
+    drill_jobs, other_jobs, schedules = jobs(specs), [], []
     for group, settings in plan.groups():
         in_group = [spec for spec in specs if spec.group == group]
         if not in_group:
             continue
-        group_jobs.append(drill_job(group, in_group, f"Every drill of {group}"))
+        drill_jobs.append(drill_job(group, in_group, f"Every drill of {group}"))
         cron_schedule = settings.automation.cron_schedule
         if cron_schedule:
-            schedules.append(drill_schedule(group_jobs[-1], in_group, cron_schedule))
+            schedules.append(drill_schedule(drill_jobs[-1], in_group, cron_schedule))
     tables = _analysis_assets(plan, specs)
     derived = list(tables)
     if plan.test_framework.reporting.documentation.test_results.format:
         derived.append(reports.build(plan, specs, tables))
-        group_jobs.append(reports.job(derived[-1]))
+        other_jobs.append(reports.job(derived[-1]))
     retention, daily = evidence_retention.build(plan)
     schedules.append(daily)
     watched: list[dg.AssetsDefinition] = []
     watchers: list[dg.SensorDefinition] = []
     if plan.monitoring:
-        watched = monitoring_assets.build(plan.data_home, plan.monitoring)
-        group_jobs.append(monitoring_job(watched))
-        watchers = monitoring.build(plan, plan.monitoring, group_jobs[-1])
+        watched = monitoring_assets.build(plan, plan.monitoring)
+        other_jobs.append(monitoring_job(watched))
+        watchers = monitoring.build(plan, plan.monitoring, other_jobs[-1])
     measured: list[dg.AssetsDefinition] = []
     if plan.detection_matrix:
         measured = [detection_matrix.build(plan, plan.detection_matrix)]
-        group_jobs.append(detection_matrix.job(plan))
+        other_jobs.append(detection_matrix.job(plan))
     audits = [spec for spec in specs if isinstance(spec.target, RepositoryTarget)]
     return dg.Definitions(
         assets=[
@@ -105,13 +105,13 @@ def build_definitions(plan: Plan | Path | str | None = None) -> dg.Definitions:
         ],
         asset_checks=repository_assets.checks(audits),
         resources=RESOURCES,
-        jobs=[*jobs(specs), *group_jobs],
+        jobs=[*drill_jobs, *other_jobs],
         schedules=schedules,
         sensors=[
             drill_failure.build(specs, "recovery_drill_failure"),
             drill_overdue.build(specs),
             notifications.build(plan),
-            sandbox_reaper.build(plan.data_home),
+            sandbox_reaper.build(plan.data_home, specs, drill_jobs),
             *([analysis.build(derived)] if derived else []),
             *_sign_off_sensors(plan, specs, tables[:1], derived[len(tables) :]),
             *watchers,

@@ -5,16 +5,19 @@ from collections.abc import Sequence
 import dagster as dg
 
 from recovery_pipelines.drills.failure import passed, tell_failure
+from recovery_pipelines.orchestration.interrupted import (
+    PARTITION_TAG,
+    WILL_RETRY_TAG,
+    missed_its_retry,
+)
+from recovery_pipelines.orchestration.jobs import belongs_to
 from recovery_pipelines.plan import DrillSpec
-
-_WILL_RETRY_TAG = "dagster/will_retry"
-_PARTITION_TAG = "dagster/partition"
 
 
 def build(specs: Sequence[DrillSpec], name: str) -> dg.SensorDefinition:
     """A sensor over all runs that hold a stage of `specs`.
 
-    A run that Dagster will retry is not yet a failure.
+    A run that will be retried is not yet a failure.
     """
 
     @dg.run_failure_sensor(
@@ -25,10 +28,12 @@ def build(specs: Sequence[DrillSpec], name: str) -> dg.SensorDefinition:
     )
     def drill_failure(context: dg.RunFailureSensorContext) -> None:
         run = context.dagster_run
-        failed = [spec for spec in specs if _belongs_to(run, spec)]
-        if not failed or run.tags.get(_WILL_RETRY_TAG) == "true":
+        failed = [spec for spec in specs if belongs_to(run, spec)]
+        if not failed or run.tags.get(WILL_RETRY_TAG) == "true":
             return
-        month = run.tags.get(_PARTITION_TAG, "no month")
+        if missed_its_retry(context.instance, run):
+            return
+        month = run.tags.get(PARTITION_TAG, "no month")
         stopped: list[str] = []
         if failed[0].controls.failure_handling == "stop_and_notify":
             stopped = _stop_others(context, specs, month)
@@ -40,20 +45,13 @@ def build(specs: Sequence[DrillSpec], name: str) -> dg.SensorDefinition:
     return drill_failure
 
 
-def _belongs_to(run: dg.DagsterRun, spec: DrillSpec) -> bool:
-    keys = run.asset_selection or frozenset()
-    if keys:
-        return any(key.path[0] == spec.name for key in keys)
-    return run.job_name in (spec.name, spec.scenario.name, spec.group)
-
-
 def _stop_others(
     context: dg.RunFailureSensorContext, specs: Sequence[DrillSpec], month: str
 ) -> list[str]:
     """Cancel every unfinished run of the same month's drills; returns the names of the drills."""
     unfinished = context.instance.get_runs(
         dg.RunsFilter(
-            tags={_PARTITION_TAG: month},
+            tags={PARTITION_TAG: month},
             statuses=[
                 dg.DagsterRunStatus.NOT_STARTED,
                 dg.DagsterRunStatus.QUEUED,
@@ -64,7 +62,7 @@ def _stop_others(
     )
     stopped = []
     for run in unfinished:
-        names = [spec.name for spec in specs if _belongs_to(run, spec)]
+        names = [spec.name for spec in specs if belongs_to(run, spec)]
         if names and context.instance.run_coordinator.cancel_run(run.run_id):
             context.log.info("stopped run %s: %s", run.run_id, ", ".join(names))
             stopped += names

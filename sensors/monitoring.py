@@ -65,7 +65,7 @@ def _section_sensor(plan: Plan, monitoring: Monitoring, section: str) -> dg.Sens
             # Flapping stays told until it ends.
             if told.get(condition.name) == "flapping" and not _is_news(condition.name, news):
                 cursor[condition.name] = "flapping"
-        results = check_results(section, found) if news or not told else []
+        results = check_results(plan, section, found) if news or not told else []
         return dg.SensorResult(
             skip_reason=f"{len(found)} looked at, {len(news)} changed",
             cursor=json.dumps(cursor),

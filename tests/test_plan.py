@@ -100,6 +100,15 @@ def recommended(folder: Path, **changes: Any) -> pd.DataFrame:
 # --- the effect of each key ---------------------------------------------------------------
 
 
+def effect_host(tmp_path: Path, drill: Drill) -> None:
+    assert [spec.name for spec in make_plan(tmp_path, host="alpha").drills()] == [
+        "alpha_corruption_recovery_tar",
+        "alpha_incremental_recovery_tar",
+    ]
+    keys = build_definitions(make_plan(tmp_path, host="alpha")).resolve_asset_graph()
+    assert dg.AssetKey(["alpha", "drill_history"]) in keys.get_all_asset_keys()
+
+
 def effect_data_home(tmp_path: Path, drill: Drill) -> None:
     assert drill(data_home="elsewhere").folder.is_relative_to(tmp_path / "elsewhere")
 
@@ -476,6 +485,7 @@ def effect_prioritization(tmp_path: Path, drill: Drill) -> None:
 
 EFFECTS: dict[str, Callable[..., None]] = {
     "data_home": effect_data_home,
+    "host": effect_host,
     "targets.path": effect_target_path,
     "targets.dataset.size": effect_dataset_size,
     "targets.dataset.seed": effect_dataset_seed,

@@ -524,7 +524,7 @@ def test_what_is_not_the_marked_directory_is_never_removed(
 
 def kill_lease(sandbox: Sandbox) -> None:
     """Drop the lease's lock as the kernel would if its owner were killed."""
-    lease_module._close_held(sandbox.lease._fd)
+    lease_module.close_held(sandbox.lease._fd)
 
 
 def forged(home: Path, production: Production, *lines: object) -> Path:

@@ -22,9 +22,11 @@ from recovery_pipelines.drills.failure import tell_failure
 from recovery_pipelines.drills.record import DrillRecord, folder_of, read_record
 from recovery_pipelines.errors import PlanError
 from recovery_pipelines.evidence import head_line
+from recovery_pipelines.orchestration.controls import pool_of
 from recovery_pipelines.orchestration.instance import open_instance, prepare_home
-from recovery_pipelines.orchestration.launcher import own_process_tag
+from recovery_pipelines.orchestration.interrupted import fail_killed_runs
 from recovery_pipelines.orchestration.partitions import current_month
+from recovery_pipelines.orchestration.resources import COMMAND_TAG
 from recovery_pipelines.plan import DrillSpec, find_plan, load_plan
 from recovery_pipelines.verdict import Verdict, worst
 
@@ -58,7 +60,8 @@ def command(
     definitions = build_definitions(plan)
     home = prepare_home(plan.data_home, path.absolute().parent)
     records = []
-    with open_instance(home) as instance:
+    with open_instance(home, pool_of(plan)) as instance:
+        fail_killed_runs(plan.data_home, instance)
         for position, spec in enumerate(specs):
             record = _run(spec, month, definitions, instance)
             records.append(record)
@@ -106,7 +109,7 @@ def _run(
             instance=instance,
             partition_key=month,
             run_config=_QUIET,
-            tags=own_process_tag(),
+            tags=COMMAND_TAG,
             raise_on_error=False,
         )
         record = read_record(folder_of(spec.plan.data_home, spec.name, month, done.run_id))
@@ -124,7 +127,7 @@ def _report(month: str, definitions: dg.Definitions, instance: dg.DagsterInstanc
         instance=instance,
         partition_key=month,
         run_config=_QUIET,
-        tags=own_process_tag(),
+        tags=COMMAND_TAG,
         raise_on_error=False,
     )
     if not done.success:

@@ -8,7 +8,9 @@ import click
 
 from recovery_pipelines.cli.plan import plan_option
 from recovery_pipelines.errors import RecoveryError
+from recovery_pipelines.orchestration.controls import pool_of
 from recovery_pipelines.orchestration.instance import open_instance, prepare_home
+from recovery_pipelines.orchestration.interrupted import fail_killed_runs
 from recovery_pipelines.plan import find_plan, load_plan
 from recovery_pipelines.plan.load import PLAN_VARIABLE
 
@@ -20,8 +22,10 @@ from recovery_pipelines.plan.load import PLAN_VARIABLE
 def command(plan_path: Path | None, host: str, port: int) -> None:
     """Open Dagster: the web page and the daemon that runs schedules, sensors and queued drills."""
     path = (plan_path or find_plan()).absolute()
-    home = prepare_home(load_plan(path).data_home, path.parent)
-    open_instance(home).dispose()
+    plan = load_plan(path)
+    home = prepare_home(plan.data_home, path.parent)
+    with open_instance(home, pool_of(plan)) as instance:
+        fail_killed_runs(plan.data_home, instance)
     dagster = Path(sys.executable).with_name("dagster")
     if not dagster.exists():
         raise RecoveryError("the `dagster` command is missing beside this Python: run `make setup`")

@@ -4,14 +4,21 @@ from collections.abc import Sequence
 
 import dagster as dg
 
-from recovery_pipelines.plan import DrillSpec
+from recovery_pipelines.plan import DrillSpec, Plan
 
 POOL = "recovery_drill"
 DRILL_TAG = "recovery/drill"
+TARGET_TAG = "recovery/target"
+"""On runs over the drills of one target, for a limit by target."""
 RETRY_TAG = "dagster/retry_on_asset_or_op_failure"
 
 # The engine's own clock comes first: a run that Dagster stops may end as canceled, unretried.
 _START_AND_CLEANUP_SECONDS = 60
+
+
+def asset_key(plan: Plan, *path: str) -> dg.AssetKey:
+    """The key of an asset that every plan has: Dagster knows one asset by each, on all hosts."""
+    return dg.AssetKey([plan.host, *path] if plan.host else list(path))
 
 
 def run_tags(specs: Sequence[DrillSpec]) -> dict[str, str]:
@@ -24,9 +31,19 @@ def run_tags(specs: Sequence[DrillSpec]) -> dict[str, str]:
         "dagster/retry_strategy": "ALL_STEPS",
         RETRY_TAG: "true",
     }
+    plan = specs[0].plan
     if not controls.parallel_tests:
-        tags[DRILL_TAG] = "one at a time"
+        tags[DRILL_TAG] = f"one at a time on {plan.host}" if plan.host else "one at a time"
+    if len({spec.target_name for spec in specs}) == 1:
+        tags[TARGET_TAG] = asset_key(plan, specs[0].target_name).to_user_string()
     return tags
+
+
+def pool_of(plan: Plan) -> str | None:
+    """The pool of everything that must not run beside a drill; None if it may."""
+    if plan.test_framework.test_execution.execution_controls.parallel_tests:
+        return None
+    return f"{POOL}_{plan.host}" if plan.host else POOL
 
 
 def apply_controls(context: dg.AssetExecutionContext, spec: DrillSpec) -> None:

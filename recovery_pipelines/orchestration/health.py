@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import dagster as dg
 
 from recovery_pipelines.monitoring.alerts import Condition
+from recovery_pipelines.orchestration.controls import asset_key
+from recovery_pipelines.plan import Plan
 
 VIEWS = {
     "system_metrics": "system_metrics",
@@ -16,7 +18,9 @@ VIEWS = {
 """The asset that shows each section."""
 
 
-def check_results(section: str, found: Sequence[Condition]) -> list[dg.AssetCheckEvaluation]:
+def check_results(
+    plan: Plan, section: str, found: Sequence[Condition]
+) -> list[dg.AssetCheckEvaluation]:
     """`measured`: is it measured at all; `healthy`: did everything that was looked at hold."""
     measured, *others = found
     failed = [condition for condition in others if condition.states[-1] == "failed"]
@@ -33,7 +37,7 @@ def check_results(section: str, found: Sequence[Condition]) -> list[dg.AssetChec
     }
     return [
         dg.AssetCheckEvaluation(
-            asset_key=dg.AssetKey(VIEWS[section]),
+            asset_key=asset_key(plan, VIEWS[section]),
             check_name=name,
             passed=verdict == "PASS",
             severity=dg.AssetCheckSeverity.ERROR

@@ -5,8 +5,6 @@ from pathlib import Path
 
 import dagster as dg
 
-from recovery_pipelines.orchestration.controls import POOL
-
 _SETTINGS_FILE = "dagster.yaml"
 _OURS = Path(__file__).with_name(_SETTINGS_FILE)
 
@@ -29,13 +27,13 @@ def prepare_home(data_home: Path, project: Path) -> Path:
     return home
 
 
-def open_instance(home: Path) -> dg.DagsterInstance:
-    """The instance in `home`, with the drills' pool registered.
+def open_instance(home: Path, pool: str | None) -> dg.DagsterInstance:
+    """The instance in `home`, with the drills' pool registered, if they have one.
 
     A pool that only has the default limit is not enforced on its first use.
     """
     instance = dg.DagsterInstance.from_config(str(home))
     limits = instance.event_log_storage.get_pool_limits()
-    if all(limit.name != POOL for limit in limits):
-        instance.event_log_storage.set_concurrency_slots(POOL, 1)
+    if pool and all(limit.name != pool for limit in limits):
+        instance.event_log_storage.set_concurrency_slots(pool, 1)
     return instance

@@ -19,6 +19,14 @@ def asset_keys(spec: DrillSpec) -> list[dg.AssetKey]:
     return [dg.AssetKey([spec.name, stage]) for stage in stages_of(spec)]
 
 
+def belongs_to(run: dg.DagsterRun, spec: DrillSpec) -> bool:
+    """Whether a run carries out stages of this drill."""
+    keys = run.asset_selection or frozenset()
+    if keys:
+        return any(key.path[0] == spec.name for key in keys)
+    return run.job_name in (spec.name, spec.scenario.name, spec.group)
+
+
 def drill_job(
     name: str, specs: Sequence[DrillSpec], description: str
 ) -> UnresolvedAssetJobDefinition:

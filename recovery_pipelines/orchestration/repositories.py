@@ -8,6 +8,7 @@ from pathlib import Path
 import dagster as dg
 
 from recovery_pipelines.drills.repository_audit import list_backups
+from recovery_pipelines.orchestration.controls import asset_key
 from recovery_pipelines.plan import DrillSpec
 
 _TIMEOUT_SECONDS = 50.0
@@ -15,7 +16,7 @@ AGE = "newest_age_seconds"
 
 
 def repository_key(spec: DrillSpec) -> dg.AssetKey:
-    return dg.AssetKey(["repositories", spec.target_name])
+    return asset_key(spec.plan, "repositories", spec.target_name)
 
 
 def look_into(spec: DrillSpec) -> Mapping[str, str | int | float]:

@@ -8,11 +8,13 @@ import dagster as dg
 from recovery_pipelines.drills.lifecycle import open_drill
 from recovery_pipelines.drills.run import DrillRun, stages_of
 from recovery_pipelines.errors import RecoveryError
-from recovery_pipelines.orchestration.launcher import PROCESS_TAG
 from recovery_pipelines.plan import DrillSpec
 
 _SCHEDULED_TAG = ".dagster/scheduled_execution_time"
+COMMAND_TAG = {"recovery/command": "drill"}
+"""Of the runs of `recovery drill`."""
 _INITIATOR_TAGS = {
+    **dict.fromkeys(COMMAND_TAG, "recovery"),
     "dagster/schedule_name": "schedule",
     "dagster/sensor_name": "sensor",
     "dagster/backfill": "backfill",
@@ -22,8 +24,6 @@ _INITIATOR_TAGS = {
 
 def initiator(tags: Mapping[str, str]) -> str:
     """What launched a run with these tags, as far as Dagster knows."""
-    if PROCESS_TAG in tags:
-        return "recovery drill"
     found = [f"{what} {tags[tag]}" for tag, what in _INITIATOR_TAGS.items() if tag in tags]
     return ", ".join(found) or "Dagster, by hand"
 

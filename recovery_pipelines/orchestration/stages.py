@@ -11,8 +11,9 @@ from pandas.api.types import is_numeric_dtype, is_scalar
 
 from recovery_pipelines.drills.run import DrillRun, stages_of, step_of
 from recovery_pipelines.errors import RecoveryError
-from recovery_pipelines.orchestration.controls import POOL, apply_controls, forbid_retry
+from recovery_pipelines.orchestration.controls import apply_controls, forbid_retry, pool_of
 from recovery_pipelines.orchestration.demands import demand
+from recovery_pipelines.orchestration.interrupted import begin
 from recovery_pipelines.orchestration.io_manager import HOME_METADATA_KEY, ParquetIOManager
 from recovery_pipelines.orchestration.partitions import MONTHS
 from recovery_pipelines.orchestration.resources import DrillsResource
@@ -44,7 +45,7 @@ def stage_options(spec: DrillSpec, stage: str, what: str) -> dict[str, Any]:
         "group_name": spec.group,
         "partitions_def": MONTHS,
         "description": f"{what}\n\n{spec.scenario.description} (step `{step}`).",
-        "pool": None if spec.controls.parallel_tests else POOL,
+        "pool": pool_of(spec.plan),
         "required_resource_keys": {DRILLS_KEY},
         "io_manager_key": PARQUET_KEY,
         "metadata": {HOME_METADATA_KEY: str(spec.plan.data_home)},
@@ -66,6 +67,7 @@ def open_stage(
 ) -> Iterator[DrillRun]:
     """The drill that this stage belongs to. Errors meant for people reach the UI as such."""
     if stage == stages_of(spec)[0]:
+        begin(context, spec.plan.data_home)
         apply_controls(context, spec)
     try:
         yield context.resources.recovery_drills.stage(spec, context.partition_key, stage)

@@ -120,6 +120,9 @@ class Plan(Strict):
 
     data_home: Path = Path("data")
     """The folder for everything that drills write, relative to the plan."""
+    host: Name | None = None
+    """Where several hosts share one Dagster, each with a plan of its own: this one's name. Drills
+    and assets carry it, so that those of two hosts are never taken for one another."""
     targets: dict[Name, TaggedTarget]
     """What must be recoverable."""
     teams: dict[Name, Annotated[tuple[Channel, ...], Field(min_length=1)]] = Field(
@@ -194,7 +197,7 @@ class Plan(Strict):
         """Every scenario × fitting target × engine, in the plan's order."""
         return [
             DrillSpec(
-                name=drill_name(scenario.name, target_name, engine),
+                name=drill_name(self.host, scenario.name, target_name, engine),
                 group=group_name,
                 scenario=scenario,
                 automation=group.automation,
@@ -226,7 +229,10 @@ VOLUME_DESTROYED = "volume_destroyed"
 _BUILT_IN = ("test_dataset", "test_services", "test_replication")
 
 
-def drill_name(scenario: str, target: str, engine: str) -> str:
-    """`corruption_recovery_tar` on a built-in target, else with the target's name in the middle."""
-    parts = (scenario, engine) if target in _BUILT_IN else (scenario, target, engine)
-    return "_".join(parts)
+def drill_name(host: str | None, scenario: str, target: str, engine: str) -> str:
+    """`corruption_recovery_tar` on a built-in target, else with the target's name in the middle.
+
+    Begins with the plan's `host`, if it has one.
+    """
+    parts = (host, scenario, None if target in _BUILT_IN else target, engine)
+    return "_".join(part for part in parts if part)

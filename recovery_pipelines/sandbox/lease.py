@@ -79,7 +79,7 @@ class Lease:
         self.token = path.stem
         self.owner_pid = os.getpid()
         self._fd = fd
-        _held_fds.add(fd)  # until released, or the end of the process
+        hold(fd)  # until released, or the end of the process
 
     @classmethod
     def create(cls, home: Path, label: str) -> "Lease":
@@ -93,7 +93,7 @@ class Lease:
             token = secrets.token_hex(8)
             path = directory / f"{token}.json"
             fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o600)
-            if _lock(fd) and os.fstat(fd).st_nlink == 1:
+            if lock(fd) and os.fstat(fd).st_nlink == 1:
                 break
             os.close(fd)  # a reaper met the empty file and removed it
         lease = cls(path, fd)
@@ -123,7 +123,7 @@ class Lease:
     def release(self) -> None:
         """Forget the lease: everything that it names has been removed."""
         self.path.unlink(missing_ok=True)
-        _close_held(self._fd)
+        close_held(self._fd)
 
     def _append(self, **line: Any) -> None:
         data = json.dumps(line).encode() + b"\n"
@@ -163,12 +163,12 @@ def survey(home: Path) -> Iterator[list[Path]]:
     """All lease files, while no one else surveys them: a probing lock is then never met."""
     directory = private_directory(home, "leases")
     fd = os.open(directory / ".survey", os.O_RDWR | os.O_CREAT, 0o600)
-    _held_fds.add(fd)
+    hold(fd)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX)
         yield sorted(directory.glob("*.json"))
     finally:
-        _close_held(fd)
+        close_held(fd)
 
 
 @contextlib.contextmanager
@@ -179,11 +179,11 @@ def dead(path: Path) -> Iterator[int | None]:
     except FileNotFoundError:
         yield None
         return
-    _held_fds.add(fd)
+    hold(fd)
     try:
-        yield fd if _lock(fd) and os.fstat(fd).st_nlink > 0 else None
+        yield fd if lock(fd) and os.fstat(fd).st_nlink > 0 else None
     finally:
-        _close_held(fd)
+        close_held(fd)
 
 
 def is_alive(home: Path, label: str) -> bool:
@@ -218,11 +218,11 @@ def exclusive(
     """
     path = private_directory(home, "locks") / name
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
-    _held_fds.add(fd)
+    hold(fd)
     try:
         deadline = time.monotonic() + timeout_seconds
         waited = False
-        while not _lock(fd):
+        while not lock(fd):
             holder = os.pread(fd, 200, 0).decode(errors="replace") or "another process"
             if not waited and on_wait is not None:
                 on_wait(holder)
@@ -237,7 +237,7 @@ def exclusive(
         os.pwrite(fd, f"process {os.getpid()}".encode(), 0)
         yield
     finally:
-        _close_held(fd)
+        close_held(fd)
 
 
 def kill_process(resource: Resource) -> bool:
@@ -367,7 +367,8 @@ def _pids() -> list[int]:
     return [int(name) for name in names if name.isdigit() and int(name) != os.getpid()]
 
 
-def _lock(fd: int) -> bool:
+def lock(fd: int) -> bool:
+    """Take the lock of an open file; False if another open file has it."""
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -375,7 +376,12 @@ def _lock(fd: int) -> bool:
     return True
 
 
-def _close_held(fd: int) -> None:
+def hold(fd: int) -> None:
+    """Keep a descriptor with its lock from every forked child, until `close_held`."""
+    _held_fds.add(fd)
+
+
+def close_held(fd: int) -> None:
     if fd in _held_fds:
         _held_fds.discard(fd)
         os.close(fd)
