@@ -106,7 +106,7 @@ class DagsterDev:
         run_id: str = result["run"]["runId"]
         return run_id
 
-    def finished(self, run_id: str, seconds: float = 120) -> dg.DagsterRun:
+    def finished(self, run_id: str, seconds: float = 300) -> dg.DagsterRun:
         """The run once it has ended."""
 
         def look() -> dg.DagsterRun | None:

@@ -52,7 +52,6 @@ def failed(record: DrillRecord) -> set[str]:
         ("tar", "selective"),
         ("tar", "full"),
         ("restic", "selective"),
-        ("restic", "full"),
         ("borg", "selective"),
     ],
 )

@@ -2,6 +2,7 @@
 stop and notify, and what a crash of the whole host leaves behind."""
 
 import json
+from operator import le
 from pathlib import Path
 from typing import Any
 
@@ -34,20 +35,12 @@ def messages(dev: DagsterDev, word: str) -> list[dict[str, Any]]:
     return [message for message in map(json.loads, lines) if word in message["subject"]]
 
 
+def told_of(dev: DagsterDev, run_id: str) -> list[dict[str, Any]]:
+    return [message for message in messages(dev, "failed") if message["run_id"] == run_id]
+
+
 def retries_of(dev: DagsterDev, run_id: str) -> list[dg.DagsterRun]:
     return list(dev.instance.get_runs(dg.RunsFilter(tags={"dagster/root_run_id": run_id})))
-
-
-def test_drills_requested_together_run_one_after_the_other(tmp_path: Path) -> None:
-    with dagster_dev(tmp_path) as dev:
-        runs = [dev.launch("corruption_recovery_tar"), dev.launch("incremental_recovery_tar")]
-        done = [dev.finished(run_id) for run_id in runs]
-        assert all(run.is_success for run in done)
-        first, second = records(dev)
-        assert first["ended_at"] <= second["started_at"]
-        assert {first["verdict"], second["verdict"]} == {"PASS"}
-        assert len(messages(dev, "start")) == len(messages(dev, "completion")) == 2
-        assert sandboxes(dev) == []
 
 
 def test_a_finding_stops_the_months_other_drills_and_is_not_retried(tmp_path: Path) -> None:
@@ -64,37 +57,34 @@ def test_a_finding_stops_the_months_other_drills_and_is_not_retried(tmp_path: Pa
         assert dev.finished(elsewhere).is_success, "another month goes on"
         assert retries_of(dev, failing) == []
         assert [r["verdict"] for r in records(dev) if r["run_id"] == failing] == ["FAIL"]
+        ends = [record["ended_at"] for record in records(dev)]
+        starts = [record["started_at"] for record in records(dev)]
+        assert all(map(le, ends[:-1], starts[1:])), "one after the other"
+        assert len(messages(dev, "start")) == len(messages(dev, "completion")) == len(ends)
         assert sandboxes(dev) == []
 
 
-def test_an_error_is_retried_and_then_told(tmp_path: Path) -> None:
-    missing = {"lost": {"path": str(tmp_path / "is-not-there"), "engines": ["tar"]}}
-    with dagster_dev(tmp_path, targets=missing, **{f"{CONTROLS}__retry_attempts": 1}) as dev:
-        run_id = dev.launch("corruption_recovery_lost_tar")
-        assert dev.finished(run_id).is_failure
-        (retry,) = wait_for(lambda: retries_of(dev, run_id), 90, "the retry")
-        assert dev.finished(retry.run_id).is_failure
-        (message,) = wait_for(lambda: messages(dev, "failed"), 90, "the failure message")
-        assert message["run_id"] == retry.run_id, "only the last attempt is a failure"
-        assert {record["verdict"] for record in records(dev)} == {"ERROR"}
-        assert len(records(dev)) == 2
-
-
-def test_a_drill_over_its_timeout_is_stopped_cleaned_up_and_retried(tmp_path: Path) -> None:
+def test_an_error_and_a_timeout_are_retried_and_then_told(tmp_path: Path) -> None:
     changes = {
+        "targets__lost": {"path": str(tmp_path / "is-not-there"), "engines": ["tar"]},
         "targets__test_dataset__dataset__size": "600MB",
         f"{CONTROLS}__timeout": 2,
-        f"{CONTROLS}__retry_attempts": 2,
+        f"{CONTROLS}__retry_attempts": 1,
     }
     with dagster_dev(tmp_path, **changes) as dev:
-        run_id = dev.launch("incremental_recovery_tar")
-        assert dev.finished(run_id).is_failure
-        wait_for(lambda: len(retries_of(dev, run_id)) == 2, 90, "two retries")
-        assert all(dev.finished(retry.run_id).is_failure for retry in retries_of(dev, run_id))
-        wait_for(lambda: messages(dev, "failed"), 90, "the failure message")
-        assert len(retries_of(dev, run_id)) == 2, "retried at most twice"
-        assert {error for record in records(dev) for error in record["errors"]} == {"DrillTimeout"}
-        assert [record["verdict"] for record in records(dev)] == ["ERROR"] * 3
+        lost = dev.launch("corruption_recovery_lost_tar")
+        late = dev.launch("incremental_recovery_tar", month="2026-10-01")
+        for run_id, error in ((lost, "PreparationError"), (late, "DrillTimeout")):
+            assert dev.finished(run_id).is_failure
+            (retry,) = wait_for(lambda of=run_id: retries_of(dev, of), 90, "the retry")
+            assert dev.finished(retry.run_id).is_failure
+            attempts = [r for r in records(dev) if r["run_id"] in (run_id, retry.run_id)]
+            assert [record["verdict"] for record in attempts] == ["ERROR"] * 2
+            assert {each for record in attempts for each in record["errors"]} == {error}
+            told = wait_for(lambda of=retry.run_id: told_of(dev, of), 90, "the failure message")
+            assert len(told) == 1
+            assert told_of(dev, run_id) == [], "only the last attempt is a failure"
+        assert len(retries_of(dev, lost)) == len(retries_of(dev, late)) == 1
         assert sandboxes(dev) == []
 
 
