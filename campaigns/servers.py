@@ -22,8 +22,7 @@ import psycopg
 import redis
 
 from recovery_pipelines.namespaces import as_user
-from recovery_pipelines.services.stack import existing_user, postgres_tool
-from recovery_pipelines.tools import find_tool, run_tool
+from recovery_pipelines.tools import existing_user, find_tool, postgres_tool, run_tool
 
 S3_KEYS = {
     "AWS_ACCESS_KEY_ID": "nobody",

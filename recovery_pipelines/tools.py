@@ -10,9 +10,10 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from pwd import getpwnam
 from typing import IO
 
-from recovery_pipelines.errors import DrillTimeout, MissingProgram
+from recovery_pipelines.errors import DrillTimeout, MissingCapability, MissingProgram
 
 _LOOK_EVERY_SECONDS = 0.5
 _LOOK_AT_BYTES = 1 << 20
@@ -64,6 +65,47 @@ def find_tool(name: str, package: str | None = None) -> str:
         hint = _INSTALL_HINT.format(package=package or name)
         raise MissingProgram(f"the program {name!r} is not on this machine: {hint}")
     return found
+
+
+def postgres_programs(version: str = "") -> Path:
+    """The folder of PostgreSQL's programs of a major version; of the newest, if it is empty."""
+    found = [
+        path
+        for path in Path("/usr/lib/postgresql").glob(f"{version or '*'}/bin")
+        if all((path / name).exists() for name in ("postgres", "pg_ctl", "initdb", "pg_amcheck"))
+    ]
+    if not found:
+        name = f"postgresql-{version}" if version else "postgresql"
+        raise MissingProgram(
+            f"PostgreSQL {version} is not on this machine: install it "
+            f"(Debian/Ubuntu: apt-get install {name})"
+        )
+    return max(found, key=lambda path: float(path.parts[-2]))
+
+
+def postgres_tool(name: str) -> str:
+    """The path of one of PostgreSQL's programs: on PATH, else the newest that Debian keeps."""
+    found = shutil.which(name)
+    if found is None:
+        versions = Path("/usr/lib/postgresql").glob(f"*/bin/{name}")
+        newest = max(versions, key=lambda path: float(path.parts[-3]), default=None)
+        if newest is None:
+            raise MissingProgram(
+                f"the program {name!r} of PostgreSQL is not on this machine: install it "
+                "(Debian/Ubuntu: apt-get install postgresql)"
+            )
+        found = str(newest)
+    return found
+
+
+def existing_user(*names: str) -> str:
+    """The first of these users that the machine has. Raises MissingCapability if it has none."""
+    for name in names:
+        try:
+            return getpwnam(name).pw_name
+        except KeyError:
+            continue
+    raise MissingCapability(f"none of the users {', '.join(names)} exists: name one with `user`")
 
 
 def run_tool(

@@ -25,12 +25,19 @@ def described(folder: Path, run_id: str = "run", **database: Any) -> dict[str, s
 
 
 def effect_kind(folder: Path, drill: object) -> None:
-    for kind, engine in (("sqlite", "sqlite"), ("redis", "redis_rdb"), ("dagster", "tar")):
+    for kind, engine in (
+        ("sqlite", "sqlite"),
+        ("redis", "redis_rdb"),
+        ("postgres", "pgbackrest"),
+        ("dagster", "tar"),
+    ):
         plan = make_plan(folder, targets={"mine": {"database": {"kind": kind}}})
         assert {spec.engine for spec in plan.drills()} == {engine}
     with pytest.raises(PlanError, match="allowed: redis_rdb, redis_aof"):
         target = {"database": {"kind": "redis"}, "engines": ["tar"]}
         make_plan(folder, targets={"mine": target})
+    with pytest.raises(PlanError, match="are audited"):
+        make_plan(folder, targets={"mine": {"database": {"kind": "postgres", "path": "a.sql"}}})
 
 
 def effect_path(folder: Path, drill: object) -> None:

@@ -8,7 +8,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from recovery_pipelines.services.stack import existing_user, postgres_tool
+from recovery_pipelines.tools import existing_user, postgres_tool
 
 SECRET = "the-secret-of-the-team"
 _PORT = "5444"

@@ -31,6 +31,7 @@ from recovery_pipelines.verdict import Verdict
 from tests.plans import MONTH, make_spec
 
 KINDS = {"sqlite": "sqlite", "redis_rdb": "redis", "redis_aof": "redis"}
+KINDS |= {"pgbackrest": "postgres", "pg_basebackup": "postgres"}
 CRITERIA = {
     "all_files_recovered",
     "checksums_match",
@@ -40,6 +41,7 @@ CRITERIA = {
     "applications_functional",
 }
 HAS_REDIS = shutil.which("redis-server") is not None
+HAS_POSTGRES = shutil.which("pgbackrest") is not None and Path("/usr/lib/postgresql").exists()
 
 
 def spec_of(
@@ -47,6 +49,8 @@ def spec_of(
 ) -> DrillSpec:
     if KINDS[engine] == "redis" and not HAS_REDIS:
         pytest.skip("redis-server is not installed")
+    if KINDS[engine] == "postgres" and not HAS_POSTGRES:
+        pytest.skip("PostgreSQL or pgbackrest is not installed")
     target = {"database": {"kind": KINDS[engine], "rows": 200} | database, "engines": [engine]}
     return make_spec(folder, scenario, targets={"mine": target})
 
@@ -62,6 +66,8 @@ def failed(record: DrillRecord) -> set[str]:
         ("sqlite", "incremental_recovery"),
         ("redis_rdb", "corruption_recovery"),
         ("redis_aof", "incremental_recovery"),
+        ("pgbackrest", "incremental_recovery"),
+        ("pg_basebackup", "corruption_recovery"),
     ],
 )
 def test_a_sound_backup_passes(tmp_path: Path, engine: str, scenario: str) -> None:

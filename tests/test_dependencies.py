@@ -11,7 +11,7 @@ from campaigns.servers import BUCKET, S3_KEYS, Server, ask_postgres, servers
 from recovery_pipelines.errors import MissingProgram
 from recovery_pipelines.monitoring.dependencies import DependencyCollector, judge_object
 from recovery_pipelines.plan.monitoring import Dependency
-from recovery_pipelines.services.stack import postgres_tool
+from recovery_pipelines.tools import postgres_tool
 from tests.dagster_dev import wait_for
 from tests.monitoring_effects import monitoring
 

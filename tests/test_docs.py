@@ -99,3 +99,13 @@ def test_the_statistics_in_plain_words() -> None:
         assert float(bound) == pytest.approx(100 * success_bound(int(drills), int(drills)), abs=1)
     for share, files in re.findall(r"^\| ([\d.]+) % \| ([\d ]+) \|$", text, re.M):
         assert int(files.replace(" ", "")) == sample_size(1_000_000, float(share) / 100, 0.95)
+
+
+def test_every_silent_wrong_restore_names_tests_that_exist() -> None:
+    text = (DOCS / "engines.md").read_text().split("## Silent wrong restores")[1]
+    rows = [line for line in text.splitlines() if line.startswith("|")][2:]
+    there = "".join(path.read_text() for path in (PROJECT / "tests").glob("test_*.py"))
+    assert len(rows) >= 16
+    for row in rows:
+        named = re.findall(r"`(test_\w+)`", row)
+        assert named and all(f"def {name}(" in there for name in named), row

@@ -8,17 +8,16 @@ from pathlib import Path
 
 import pytest
 
+from recovery_pipelines.databases.base import differences
 from recovery_pipelines.drills import volume_destroyed as steps
 from recovery_pipelines.drills.lifecycle import open_drill
 from recovery_pipelines.drills.scenarios import carry_out_steps
 from recovery_pipelines.drills.system import system_of
-from recovery_pipelines.engines.pgbackrest import segments
+from recovery_pipelines.engines.postgres import segments
 from recovery_pipelines.errors import EngineError, MissingCapability
 from recovery_pipelines.namespaces import require_namespaces
 from recovery_pipelines.plan import DrillSpec
-from recovery_pipelines.services.contents import differences
-from recovery_pipelines.services.stack import postgres_tool
-from recovery_pipelines.tools import find_tool
+from recovery_pipelines.tools import find_tool, postgres_tool
 from recovery_pipelines.verdict import Verdict
 from tests.plans import MONTH
 from tests.stack_effects import RECOVERIES, SERVICES, spec_of
@@ -50,7 +49,7 @@ def test_differences(expected: dict[str, str], found: dict[str, str], same: bool
 
 
 def test_segments_are_counted_over_the_end_of_a_log() -> None:
-    names = segments("0000000100000000000000FE", "000000010000000100000001")
+    names = segments("0000000100000000000000FE", "000000010000000100000001", 16 << 20)
     assert [name[8:] for name in names] == [
         "00000000000000FE",
         "00000000000000FF",
@@ -58,7 +57,7 @@ def test_segments_are_counted_over_the_end_of_a_log() -> None:
         "0000000100000001",
     ]
     with pytest.raises(EngineError, match="timelines"):
-        segments("000000010000000000000001", "000000020000000000000002")
+        segments("000000010000000000000001", "000000020000000000000002", 16 << 20)
 
 
 def small_spec(folder: Path, settings: dict[str, str] | None = None) -> DrillSpec:

@@ -6,10 +6,10 @@ from pathlib import Path
 
 from recovery_pipelines.audits.databases import DatabaseReader
 from recovery_pipelines.audits.reader import Backup, Unrestorable
-from recovery_pipelines.audits.scratch import ScratchServer, owner_of, programs_for
+from recovery_pipelines.audits.scratch import ScratchServer, owner_of
 from recovery_pipelines.engines.base import explained, size_bytes
 from recovery_pipelines.errors import EngineError
-from recovery_pipelines.tools import find_tool
+from recovery_pipelines.tools import find_tool, postgres_programs
 
 _NAMES = re.compile(r"\.(dump|dmp|pgdump|backup|tar|sql(\.(gz|bz2|xz|zst))?)$")
 _UNPACKERS = {".gz": "gzip", ".bz2": "bzip2", ".xz": "xz", ".zst": "zstd"}
@@ -50,7 +50,7 @@ class Dumps(DatabaseReader):
         return sorted(found, key=lambda backup: (backup.created_at, backup.name))
 
     def programs(self, backup: Backup) -> Path:
-        return programs_for()
+        return postgres_programs()
 
     def needed_bytes(self, backup: Backup) -> int:
         path = self._path(backup)

@@ -7,10 +7,10 @@ from typing import Any
 
 from recovery_pipelines.audits.databases import DatabaseReader
 from recovery_pipelines.audits.reader import Backup, Unrestorable
-from recovery_pipelines.audits.scratch import MEMORY, ScratchServer, owner_of, programs_for
+from recovery_pipelines.audits.scratch import MEMORY, ScratchServer, owner_of
 from recovery_pipelines.errors import EngineError
 from recovery_pipelines.services.service import ROOM, VOLUME
-from recovery_pipelines.tools import find_tool
+from recovery_pipelines.tools import find_tool, postgres_programs
 
 _REPOSITORY = "repository"
 
@@ -46,7 +46,7 @@ class PgBackRestRepository(DatabaseReader):
 
     def programs(self, backup: Backup) -> Path:
         versions = {each["id"]: each["version"] for each in self._stanza()["db"]}
-        return programs_for(versions[self._told(backup)["database"]["id"]])
+        return postgres_programs(versions[self._told(backup)["database"]["id"]])
 
     def needed_bytes(self, backup: Backup) -> int:
         size: int = self._told(backup)["info"]["size"]

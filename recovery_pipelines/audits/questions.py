@@ -2,7 +2,7 @@
 
 Reads one JSON object: `port`, `database`, `queries` (each must answer with one row whose first
 value is true), `mark` (a query for the newest time, or empty). Writes one: `databases`, `contents`
-(see `services.contents`), `answers` (one row for each query, or `{"error": …}`), `mark`.
+(see `databases.postgres_contents`), `answers` (one row for each query, or `{"error": …}`), `mark`.
 """
 
 import json
@@ -11,7 +11,7 @@ from typing import Any
 
 import psycopg
 
-from recovery_pipelines.services.contents import describe
+from recovery_pipelines.databases.postgres_contents import describe
 
 _DATABASES = (
     "select datname from pg_catalog.pg_database where datallowconn and datname !~ '^template'"

@@ -9,12 +9,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from recovery_pipelines.errors import MissingProgram
 from recovery_pipelines.sandbox import Sandbox
 from recovery_pipelines.services.host import Machine
 from recovery_pipelines.services.service import ROOM, VOLUME
-from recovery_pipelines.services.stack import existing_user
-from recovery_pipelines.tools import Finished
+from recovery_pipelines.tools import Finished, existing_user
 
 _PORT = "5432"
 _LOOK_SECONDS = 0.1
@@ -153,23 +151,6 @@ class ScratchServer:
 
     def __exit__(self, *_: object) -> None:
         self.machine.end()
-
-
-def programs_for(version: str = "") -> Path:
-    """The folder of PostgreSQL's programs of a major version; of the newest, if it is empty."""
-    pattern = f"{version or '*'}/bin"
-    found = [
-        path
-        for path in Path("/usr/lib/postgresql").glob(pattern)
-        if all((path / name).exists() for name in ("postgres", "pg_ctl", "initdb", "pg_amcheck"))
-    ]
-    if not found:
-        name = f"postgresql-{version}" if version else "postgresql"
-        raise MissingProgram(
-            f"PostgreSQL {version} is not on this machine: install it "
-            f"(Debian/Ubuntu: apt-get install {name})"
-        )
-    return max(found, key=lambda path: float(path.parts[-2]))
 
 
 def owner_of(folder: Path) -> str:

@@ -20,6 +20,7 @@ _FAMILIES = {
     "permissions_correct": Family.METADATA,
     "directory_structure_intact": Family.STRUCTURE,
     "all_files_recovered": Family.STRUCTURE,
+    "files_accessible": Family.CONTENT,
 }
 
 

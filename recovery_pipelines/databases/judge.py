@@ -28,6 +28,8 @@ ASPECTS = {
 """The plan's `automated_checks.data_integrity` that a criterion needs."""
 FILE_CUT = "file_cut"
 """A canary: the largest file of the database loses its second half."""
+_DATA_FILES = {"postgres": b"base/"}
+"""By kind: where files are that it cannot do without; all, where there is nothing else."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,7 @@ def show_that_they_fail(
                 caught = _judge(planned.caught_by, damaged)
                 shown.append(Caught(planned.caught_by, fault, caught))
         before = database.describe()
-    cut_largest_file(scratch)
+    cut_largest_file(scratch, _DATA_FILES.get(kind, b""))
     damaged = look_at(kind, scratch.path, sandbox, before)
     opened = [name for name in ("files_accessible", "applications_functional") if name in names]
     shown += [Caught(name, FILE_CUT, _judge(name, damaged)) for name in opened]
@@ -116,9 +118,11 @@ def show_that_they_fail(
     return shown
 
 
-def cut_largest_file(tree: Tree) -> None:
-    """The second half of the largest file is gone."""
-    size, path = max((found.st_size, path) for path, found in tree.walk() if path)
+def cut_largest_file(tree: Tree, below: bytes) -> None:
+    """The second half of the largest file below a folder is gone."""
+    size, path = max(
+        (found.st_size, path) for path, found in tree.walk() if path and path.startswith(below)
+    )
     tree.write(path, tree.read(path)[: size // 2])
 
 

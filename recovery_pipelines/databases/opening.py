@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from recovery_pipelines.databases import dagster_home, redis, sqlite
+from recovery_pipelines.databases import dagster_home, postgres, redis, sqlite
 from recovery_pipelines.databases.base import Database, DatabaseFault
 from recovery_pipelines.sandbox import Sandbox
 
@@ -18,6 +18,9 @@ def open_database(kind: str, folder: Path, sandbox: Sandbox) -> Iterator[Databas
     elif kind == "dagster":
         with dagster_home.open_home(folder) as home:
             yield home
+    elif kind == "postgres":
+        with postgres.open_postgres(folder, sandbox) as cluster:
+            yield cluster
     else:
         with redis.open_redis(folder, sandbox) as server:
             yield server
@@ -41,6 +44,11 @@ def make_database(
                 database.fill(rows, seed)
             yield database
         return
+    if kind == "postgres":
+        with postgres.open_postgres(folder, sandbox, new=True) as cluster:
+            cluster.fill(rows, seed)
+            yield cluster
+        return
     if taken_from:
         redis.take_over(taken_from, folder)
     with redis.open_redis(folder, sandbox, new=not taken_from) as server:
@@ -56,6 +64,7 @@ def faults_of(kind: str) -> Mapping[str, DatabaseFault]:
 
 _FAULTS = {
     "dagster": dagster_home.DagsterHome.faults,
+    "postgres": postgres.PostgresDatabase.faults,
     "redis": redis.RedisDatabase.faults,
     "sqlite": sqlite.SqliteDatabase.faults,
 }

@@ -235,6 +235,7 @@ def identity(snapshot: Snapshot) -> dict[str, object]:
         "id": snapshot.snapshot_id,
         "kind": snapshot.kind,
         "created_at": snapshot.created_at.isoformat(),
+        **({"position": snapshot.position} if snapshot.position else {}),
     }
 
 

@@ -64,6 +64,7 @@ def create_test_dataset(run: DrillRun) -> Path:
         run.state = live = _Live()
         run.cleanup.callback(live.stop)
         wanted = run.spec.database.database
+        _ = run.engine  # a server that archives must find the repository when it is started
         live.database = live.stack.enter_context(
             make_database(
                 wanted.kind,

@@ -23,8 +23,10 @@ _COPIES = 4
 """A drill holds the live tree, its repository and up to two restored generations."""
 _HEADROOM = 1.2
 _MEMORY_NEEDED_BYTES = 512_000_000
-_DATABASE_ENTRIES = 1000
+_DATABASE_ENTRIES = 2000
 _BYTES_PER_ROW = 1000
+_CLUSTER_BYTES = 40_000_000
+"""An empty PostgreSQL cluster."""
 _ENTRIES_PER_DATASET_BYTE = 1 / 20_000
 _LIBRARIES = ("recovery-pipelines", "dagster", "pyarrow", "pandas", "xxhash")
 
@@ -131,7 +133,8 @@ def _database_bytes(target: DatabaseTarget) -> int:
     """Size of the file of the team's own, or of the rows to be made."""
     path = target.database.path
     if path is None:
-        return target.database.rows * _BYTES_PER_ROW
+        empty = _CLUSTER_BYTES if target.database.kind == "postgres" else 0
+        return empty + target.database.rows * _BYTES_PER_ROW
     try:
         return size_bytes(path) if path.is_dir() else path.stat().st_size
     except OSError as error:

@@ -18,7 +18,7 @@ from recovery_pipelines.errors import ServiceError
 from recovery_pipelines.monitoring.baseline import DAYS, Usual
 from recovery_pipelines.services.ledger import Comparison, compare
 from recovery_pipelines.services.service import Service
-from recovery_pipelines.services.stack import postgres_tool
+from recovery_pipelines.tools import postgres_tool
 from recovery_pipelines.verdict import CheckResult, Verdict
 
 ERROR_RATE = 0.01

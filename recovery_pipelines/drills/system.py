@@ -14,7 +14,8 @@ from recovery_pipelines.errors import ServiceError
 from recovery_pipelines.services import ledger
 from recovery_pipelines.services.host import Machine
 from recovery_pipelines.services.service import Service
-from recovery_pipelines.services.stack import postgres_tool, resolve
+from recovery_pipelines.services.stack import resolve
+from recovery_pipelines.tools import postgres_tool
 
 STORES = ("postgres", "redis")
 _LOOK_SECONDS = 0.02

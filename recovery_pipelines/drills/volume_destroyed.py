@@ -29,8 +29,8 @@ from recovery_pipelines.engines.restic import ResticEngine
 from recovery_pipelines.errors import EngineError, ServiceError
 from recovery_pipelines.services.host import Machine
 from recovery_pipelines.services.service import ROOM, VOLUME, Service
-from recovery_pipelines.services.stack import postgres_tool, resolve
-from recovery_pipelines.tools import Finished
+from recovery_pipelines.services.stack import resolve
+from recovery_pipelines.tools import Finished, postgres_tool
 from recovery_pipelines.verdict import CheckResult, Verdict
 
 CHECKS = (
@@ -292,11 +292,13 @@ def _engine(run: DrillRun, home: Path, service: Service) -> PgBackRest:
         return machine.run(argv, user=service.user, timeout_seconds=timeout_seconds)
 
     engine = PgBackRest(
+        folder / "repository",
         folder,
         Cluster(service.name, service.data, service.port),
         run_there,
-        seen_as=ROOM / _BACKUPS / service.name,
+        lambda path: ROOM / _BACKUPS / path.relative_to(home),
     )
+    engine.configure()
     if os.geteuid() == 0:
         for path in (folder, *folder.iterdir()):
             shutil.chown(path, service.user)
@@ -390,7 +392,8 @@ def _restore(run: DrillRun, backups: Backups) -> None:
             _inside(system, "cp", "-a", f"{staging}/.", str(service.data))
         for database in backups.databases:
             system.machine.ask("make_room", name=database.service.name)
-            database.engine.restore(database.snapshots[-1], database.restore_point)
+            label, timeline = database.snapshots[-1].snapshot_id, int(database.segment[:8], 16)
+            database.engine.restore(label, database.restore_point, timeline)
     with run.phase("verify"):
         for name, snapshot in backups.files.items():
             with backups.checked(name):

@@ -30,7 +30,7 @@ class Snapshot:
 
     snapshot_id: str
     kind: str
-    """`full` or `incremental`."""
+    """`full`, `incremental`, or what else the tool calls it."""
     parent_id: str | None
     created_at: datetime
     """UTC."""
@@ -38,6 +38,8 @@ class Snapshot:
     """Identifies the repository content that this snapshot consists of (xxh3_128, hex)."""
     added_bytes: int
     """What this backup added to the repository."""
+    position: str = ""
+    """What a restore needs besides the id, in the engine's own words."""
 
 
 @runtime_checkable
@@ -162,6 +164,15 @@ def file_digest(path: Path) -> str:
         while block := content.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def folder_digest(folder: Path) -> str:
+    """xxh3_128 of the names and contents of all files below, hex."""
+    whole = xxhash.xxh3_128()
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            whole.update(f"{path.relative_to(folder)}\0{file_digest(path)}\n".encode())
+    return whole.hexdigest()
 
 
 @contextmanager

@@ -10,14 +10,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import ClassVar
 
-import xxhash
-
 from recovery_pipelines.databases.redis import DUMP, LOG_FOLDER, USERS, await_idle, connect
 from recovery_pipelines.engines.base import (
     Snapshot,
     ToolEngine,
     explained,
-    file_digest,
+    folder_digest,
     require_empty,
     require_recorded,
     size_bytes,
@@ -52,7 +50,7 @@ class RedisDumpEngine(ToolEngine):
                 copy.mkdir()
                 self._copy(source, copy)
                 shutil.copy2(source / USERS, copy / USERS)
-                digest = _digest(copy)
+                digest = folder_digest(copy)
         except BaseException as error:
             shutil.rmtree(copy, ignore_errors=True)
             if isinstance(error, DatabaseError):
@@ -85,7 +83,7 @@ class RedisDumpEngine(ToolEngine):
             copy = self.repository / snapshot.snapshot_id
             self._check(copy)
             with explained(f"check of {snapshot.snapshot_id}"):
-                found = _digest(copy)
+                found = folder_digest(copy)
             if found != snapshot.digest:
                 raise EngineError(
                     f"backup {snapshot.snapshot_id} is not what was written: recorded digest "
@@ -134,12 +132,3 @@ class RedisLogEngine(RedisDumpEngine):
         if len(manifests) != 1:
             raise EngineError(f"{copy.name} holds {len(manifests)} manifests of a log, not one")
         self._run(f"check of {copy.name}", manifests[0])
-
-
-def _digest(folder: Path) -> str:
-    """Of the names and contents of all files below."""
-    whole = xxhash.xxh3_128()
-    for path in sorted(folder.rglob("*")):
-        if path.is_file():
-            whole.update(f"{path.relative_to(folder)}\0{file_digest(path)}\n".encode())
-    return whole.hexdigest()

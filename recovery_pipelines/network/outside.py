@@ -6,7 +6,7 @@ from pathlib import Path
 from recovery_pipelines.errors import NetworkError
 from recovery_pipelines.namespaces import Namespaced
 from recovery_pipelines.sandbox import Sandbox
-from recovery_pipelines.services.stack import existing_user, postgres_tool
+from recovery_pipelines.tools import existing_user, postgres_tool
 
 
 class Laboratory(Namespaced):

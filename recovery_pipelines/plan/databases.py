@@ -12,6 +12,7 @@ ENGINES = {
     "sqlite": ("sqlite",),
     "redis": ("redis_rdb", "redis_aof"),
     "dagster": ("tar", "restic", "borg", "rsync"),
+    "postgres": ("pgbackrest", "pg_basebackup"),
 }
 """The backup tools of each kind of database, the usual one first."""
 KIND_OF = {engine: kind for kind in ("sqlite", "redis") for engine in ENGINES[kind]}
@@ -21,10 +22,11 @@ KIND_OF = {engine: kind for kind in ("sqlite", "redis") for engine in ENGINES[ki
 class Database(Strict):
     """The data: a file of your own, which is only read, or rows that are made."""
 
-    kind: Literal["sqlite", "redis", "dagster"]
+    kind: Literal["sqlite", "redis", "postgres", "dagster"]
     """What it is; `dagster` is the storage of a Dagster instance, such as this one."""
     path: Path | None = None
-    """Your own, which is only read: a SQLite database, a `dump.rdb`, or a `DAGSTER_HOME`."""
+    """Your own, which is only read: a SQLite database, a `dump.rdb`, or a `DAGSTER_HOME`. A
+    PostgreSQL cluster is made; your own backups of one are audited instead."""
     rows: Annotated[int, Field(ge=100)] = 1000
     """How many rows or keys are made where there is no `path`; at least 100. Of `dagster`: a run
     for each 50 and a materialization for each 10."""
@@ -37,8 +39,8 @@ class DatabaseTarget(Strict):
 
     database: Database
     engines: Annotated[tuple[str, ...], BeforeValidator(engine_names)] = ()
-    """`sqlite`; `redis_rdb`, `redis_aof`; for `dagster` those of file trees. One drill for each;
-    left out: the first of the kind."""
+    """`sqlite`; `redis_rdb`, `redis_aof`; `pgbackrest`, `pg_basebackup`; for `dagster` those of
+    file trees. One drill for each; left out: the first of the kind."""
     increments: Annotated[int, Field(ge=3, le=100)] = 3
     """3 to 100 backups after the first one, with changes between them."""
     objectives: Objectives = Objectives()
@@ -49,6 +51,11 @@ class DatabaseTarget(Strict):
 
     @model_validator(mode="after")
     def _engines_fit(self) -> Self:
+        if self.database.kind == "postgres" and self.database.path:
+            raise ValueError(
+                "a postgres database is made, not taken from a `path`: your own backups of one are "
+                "audited (give the target a `repository` instead)"
+            )
         known = ENGINES[self.database.kind]
         unknown = [name for name in self.engines if name not in known]
         if unknown:

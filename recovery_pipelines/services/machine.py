@@ -18,9 +18,10 @@ from pwd import getpwnam
 from typing import Any, TypeVar
 
 from recovery_pipelines import confine
+from recovery_pipelines.databases import postgres_contents
 from recovery_pipelines.errors import RecoveryError, ServiceError
 from recovery_pipelines.namespaces import answer, as_user, first_words, mount, refuse, requests
-from recovery_pipelines.services import contents, ledger, memory
+from recovery_pipelines.services import ledger, memory
 from recovery_pipelines.services.page_cache import CachedVolume, mount_page_cache
 from recovery_pipelines.services.power import LoopVolume, mount_image
 from recovery_pipelines.services.service import ROOM, VOLUME, Health, Service
@@ -139,8 +140,8 @@ class _Machine:
         return {"rows": await _work(lambda: list(ledger.read(kind, _HOST, port)))}
 
     async def do_contents(self, what: str, port: int, name: str) -> dict[str, Any]:
-        """Look at a database, or mark it, see `contents.carry_out`."""
-        return {"said": await _work(lambda: contents.carry_out(what, port, name))}
+        """Look at a database, or mark it, see `postgres_contents.carry_out`."""
+        return {"said": await _work(lambda: postgres_contents.carry_out(what, port, name))}
 
     async def do_get(self, port: int, path: str) -> dict[str, Any]:
         """Ask a server of HTTP."""

@@ -3,18 +3,14 @@
 Must not start anything: `supervisor` does.
 """
 
-import shutil
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from pwd import getpwnam
 
 import pandas as pd
 
-from recovery_pipelines.errors import MissingCapability, MissingProgram
 from recovery_pipelines.plan.targets import Service as Declared
 from recovery_pipelines.services.service import VOLUME, Health, Service, in_order
-from recovery_pipelines.tools import find_tool
+from recovery_pipelines.tools import existing_user, find_tool, postgres_tool
 
 _POSTGRES_HEALTH = (
     "create table if not exists recovery_heartbeat (id int primary key, at timestamptz);"
@@ -150,28 +146,3 @@ def _filled(word: str, values: Mapping[str, str]) -> str:
     for placeholder, value in values.items():
         word = word.replace(placeholder, value)
     return word
-
-
-def postgres_tool(name: str) -> str:
-    """The path of one of PostgreSQL's programs: on PATH, else the newest that Debian keeps."""
-    found = shutil.which(name)
-    if found is None:
-        versions = Path("/usr/lib/postgresql").glob(f"*/bin/{name}")
-        newest = max(versions, key=lambda path: float(path.parts[-3]), default=None)
-        if newest is None:
-            raise MissingProgram(
-                f"the program {name!r} of PostgreSQL is not on this machine: install it "
-                "(Debian/Ubuntu: apt-get install postgresql)"
-            )
-        found = str(newest)
-    return found
-
-
-def existing_user(*names: str) -> str:
-    """The first of these users that the machine has. Raises MissingCapability if it has none."""
-    for name in names:
-        try:
-            return getpwnam(name).pw_name
-        except KeyError:
-            continue
-    raise MissingCapability(f"none of the users {', '.join(names)} exists: name one with `user`")

@@ -12,6 +12,7 @@ from psycopg import sql
 
 from recovery_pipelines.databases.base import Contents, differences
 
+_SAMPLE_ROWS = 2000
 _SETTINGS = (
     "set extra_float_digits = 3; set datestyle = 'ISO, YMD'; set timezone = 'UTC';"
     "set intervalstyle = 'postgres'; set bytea_output = 'hex'; set search_path = '';"
@@ -31,7 +32,7 @@ _TABLES = (
 )
 _OBJECTS = {
     "relation": "select c.oid::pg_catalog.regclass::text, pg_catalog.concat_ws(' ', c.relkind, "
-    "c.relowner::pg_catalog.regrole, c.relacl::text, c.relrowsecurity, "
+    "c.relrowsecurity, "
     "(select pg_catalog.string_agg(pg_catalog.concat_ws(' ', a.attname, "
     "pg_catalog.format_type(a.atttypid, a.atttypmod), a.attnotnull, a.attidentity, "
     "a.attgenerated, pg_catalog.pg_get_expr(d.adbin, d.adrelid)), ', ' order by a.attnum) "
@@ -57,7 +58,35 @@ _OBJECTS = {
     "from pg_catalog.pg_proc p where p.prokind <> 'a' and "
     + _OURS.format("p.pronamespace", "p.oid"),
     "extension": "select extname::text, extversion from pg_catalog.pg_extension",
+    "privilege": "select 'relation ' || c.oid::pg_catalog.regclass, "
+    "pg_catalog.concat_ws(' ', c.relowner::pg_catalog.regrole, c.relacl) "
+    "from pg_catalog.pg_class c where c.relkind in ('r', 'p', 'v', 'm', 'f', 'S') and "
+    + _OURS.format("c.relnamespace", "c.oid")
+    + " union all select 'function ' || p.oid::pg_catalog.regprocedure, "
+    "pg_catalog.concat_ws(' ', p.proowner::pg_catalog.regrole, p.proacl) "
+    "from pg_catalog.pg_proc p where "
+    + _OURS.format("p.pronamespace", "p.oid")
+    + " union all select 'schema ' || n.nspname, "
+    "pg_catalog.concat_ws(' ', n.nspowner::pg_catalog.regrole, n.nspacl) "
+    "from pg_catalog.pg_namespace n where " + _OURS.format("n.oid", "n.oid") + " union all "
+    "select 'role ' || r.rolname, pg_catalog.concat_ws(' ', r.rolsuper, r.rolinherit, "
+    "r.rolcreaterole, r.rolcreatedb, r.rolcanlogin, r.rolreplication, r.rolbypassrls, "
+    "r.rolconnlimit, r.rolvaliduntil, pg_catalog.md5(r.rolpassword), "
+    "(select pg_catalog.string_agg(m.roleid::pg_catalog.regrole::text, ',' order by m.roleid) "
+    "from pg_catalog.pg_auth_members m where m.member = r.oid)) "
+    "from pg_catalog.pg_authid r where r.rolname not like 'pg\\_%'",
 }
+_HEAPS = (
+    "select c.oid::pg_catalog.regclass || ': ' || v.msg from pg_catalog.pg_class c, "
+    "lateral recovery_amcheck.verify_heapam(c.oid) v "
+    "where c.relkind in ('r', 'm', 't') and c.relpersistence = 'p'"
+)
+_INDEXES = (
+    "select recovery_amcheck.bt_index_parent_check(i.indexrelid, heapallindexed => true) "
+    "from pg_catalog.pg_index i join pg_catalog.pg_class c on c.oid = i.indexrelid "
+    "join pg_catalog.pg_am a on a.oid = c.relam "
+    "where a.amname = 'btree' and i.indisready and i.indisvalid and c.relpersistence = 'p'"
+)
 _SEQUENCES = (
     "select n.nspname, c.relname, s.seqincrement, "
     "pg_catalog.concat_ws(' ', s.seqstart, s.seqmin, s.seqmax, s.seqcycle) "
@@ -80,24 +109,72 @@ create function recovery_sample.keep_name() returns trigger language plpgsql as
     $$ begin new.name = btrim(new.name); return new; end $$;
 create trigger keep_name before insert or update on recovery_sample.member
     for each row execute function recovery_sample.keep_name();
-insert into recovery_sample.team select n, 'team ' || n from generate_series(1, 10) n;
-insert into recovery_sample.member (team, name)
-    select n % 10 + 1, 'member ' || n from generate_series(1, 2000) n
+insert into recovery_sample.team select n, 'team ' || n from generate_series(1, 10) n
 """
 """One object of each kind, so that no comparison is empty."""
+_MEMBERS = (
+    "insert into recovery_sample.member (team, name) "
+    "select n %% 10 + 1, 'member ' || md5(n || ' of ' || %(seed)s) "
+    "from generate_series(1, %(rows)s) n"
+)
+_CHANGES = (
+    "with few as (select id, row_number() over (order by md5(id || ' ' || %(seed)s)) as number "
+    "from recovery_sample.member), gone as (delete from recovery_sample.member "
+    "where id in (select id from few where number = 1)) "
+    "update recovery_sample.member set name = 'renamed ' || md5(id || ' by ' || %(seed)s) "
+    "where id in (select id from few where number between 2 and 6)"
+)
+_ONE_ROW = "where id = (select max(id) from recovery_sample.member)"
 
-CANARIES = {
-    "row changed": "update recovery_sample.member set name = 'other' where id = 77",
-    "row deleted": "delete from recovery_sample.member where id = 78",
-    "index dropped": "drop index recovery_sample.member_name",
-    "constraint dropped": "alter table recovery_sample.member drop constraint member_name_check",
-    "sequence set back": "alter sequence recovery_sample.member_id_seq restart with 5",
-    "view changed": "create or replace view recovery_sample.size as "
-    "select team, 0::bigint as members from recovery_sample.member",
-    "trigger disabled": "alter table recovery_sample.member disable trigger keep_name",
-    "function dropped": "drop function recovery_sample.keep_name cascade",
+DAMAGES = {
+    "row_changed": (
+        "checksums_match",
+        f"update recovery_sample.member set name = 'other' {_ONE_ROW}",
+    ),
+    "row_deleted": ("checksums_match", f"delete from recovery_sample.member {_ONE_ROW}"),
+    "sequence_set_back": (
+        "checksums_match",
+        "alter sequence recovery_sample.member_id_seq restart with 5",
+    ),
+    "index_dropped": ("directory_structure_intact", "drop index recovery_sample.member_name"),
+    "constraint_dropped": (
+        "directory_structure_intact",
+        "alter table recovery_sample.member drop constraint member_name_check",
+    ),
+    "view_changed": (
+        "directory_structure_intact",
+        "create or replace view recovery_sample.size as "
+        "select team, 0::bigint as members from recovery_sample.member",
+    ),
+    "trigger_disabled": (
+        "directory_structure_intact",
+        "alter table recovery_sample.member disable trigger keep_name",
+    ),
+    "function_dropped": (
+        "directory_structure_intact",
+        "drop function recovery_sample.keep_name cascade",
+    ),
+    "privilege_granted": (
+        "permissions_correct",
+        "grant all on recovery_sample.member to public",
+    ),
+    "table_emptied": ("checksums_match", "delete from recovery_sample.member"),
+    "table_dropped": ("all_files_recovered", "drop table recovery_sample.team cascade"),
 }
-"""Damages, each of which a comparison must find; undone by a rollback."""
+"""By kind: the criterion that must fail, and the statement that does it to a sample."""
+
+
+def make_sample(connection: psycopg.Connection[Any], rows: int, seed: int) -> None:
+    """Tables with seeded rows, and one object of each other kind."""
+    connection.execute(_SAMPLE)
+    connection.execute(_MEMBERS, {"rows": rows, "seed": str(seed)})
+
+
+def change_sample(connection: psycopg.Connection[Any], seed: int) -> None:
+    """20 new rows, 5 others changed and 1 deleted, in one transaction."""
+    with connection.transaction():
+        connection.execute(_CHANGES, {"seed": str(seed)})
+        connection.execute(_MEMBERS, {"rows": 20, "seed": str(seed)})
 
 
 def describe(connection: psycopg.Connection[Any]) -> Contents:
@@ -141,22 +218,28 @@ def mark(connection: psycopg.Connection[Any], name: str) -> dict[str, Any]:
         names = sql.SQL(", ").join(sql.Identifier(*row[:2]) for row in tables if row[2] == "r")
         connection.execute(sql.SQL("lock table {} in share mode").format(names))
         contents = describe(connection)
-        row = connection.execute(
-            "select lsn::text, pg_catalog.pg_walfile_name(lsn) "
-            "from pg_catalog.pg_create_restore_point(%s) as lsn",
-            (name,),
-        ).fetchone()
-    assert row is not None
+        lsn, segment = make_restore_point(connection, name)
     connection.execute("select pg_catalog.pg_switch_wal()")
-    return {"contents": contents, "lsn": row[0], "segment": row[1]}
+    return {"contents": contents, "lsn": lsn, "segment": segment}
+
+
+def make_restore_point(connection: psycopg.Connection[Any], name: str) -> tuple[str, str]:
+    """Returns its LSN, and the name of the segment of WAL that holds it."""
+    row = connection.execute(
+        "select lsn::text, pg_catalog.pg_walfile_name(lsn) "
+        "from pg_catalog.pg_create_restore_point(%s) as lsn",
+        (name,),
+    ).fetchone()
+    assert row is not None
+    return row[0], row[1]
 
 
 def canaries(connection: psycopg.Connection[Any]) -> dict[str, list[str]]:
-    """What a comparison says of each of `CANARIES`."""
+    """What a comparison says of each of `DAMAGES`; each is undone."""
     told = {}
     with connection.transaction():
         before = describe(connection)
-    for kind, damage in CANARIES.items():
+    for kind, (_, damage) in DAMAGES.items():
         with connection.transaction(force_rollback=True):
             connection.execute(damage.encode())
             told[kind] = [
@@ -164,6 +247,19 @@ def canaries(connection: psycopg.Connection[Any]) -> dict[str, list[str]]:
                 for name, what in differences(before, describe(connection)).items()
             ]
     return told
+
+
+def amcheck(connection: psycopg.Connection[Any]) -> str:
+    """What amcheck finds in tables and B-tree indexes, those of the system too; empty: nothing."""
+    with connection.transaction(force_rollback=True):
+        connection.execute("create schema recovery_amcheck")
+        connection.execute("create extension amcheck schema recovery_amcheck")
+        try:
+            found = [row[0] for row in connection.execute(_HEAPS.encode()).fetchall()]
+            connection.execute(_INDEXES.encode())
+        except psycopg.Error as error:
+            found = [str(error)]
+    return "; ".join(" ".join(each.split()) for each in found[:3])
 
 
 def write_test(connection: psycopg.Connection[Any]) -> str:
@@ -180,7 +276,7 @@ def carry_out(do: str, port: int, name: str = "") -> Any:
     address = f"host=127.0.0.1 port={port} user=postgres dbname=postgres connect_timeout=5"
     with psycopg.connect(address, autocommit=True) as connection:
         if do == "sample":
-            connection.execute(_SAMPLE)
+            make_sample(connection, _SAMPLE_ROWS, seed=1)
             return None
         if do == "mark":
             return mark(connection, name)
