@@ -31,6 +31,11 @@ def make_database(
     kind: str, folder: Path, sandbox: Sandbox, *, rows: int, seed: int, taken_from: Path | None
 ) -> Iterator[Database]:
     """A new database in the empty `folder`: test data, or those of `taken_from`, only read."""
+    if kind == "postgres":
+        with postgres.open_postgres(folder, sandbox, new=True) as cluster:
+            cluster.fill(rows, seed)
+            yield cluster
+        return
     if kind != "redis":
         opened = (
             sqlite.open_sqlite(folder, new=True)
@@ -43,11 +48,6 @@ def make_database(
             else:
                 database.fill(rows, seed)
             yield database
-        return
-    if kind == "postgres":
-        with postgres.open_postgres(folder, sandbox, new=True) as cluster:
-            cluster.fill(rows, seed)
-            yield cluster
         return
     if taken_from:
         redis.take_over(taken_from, folder)
