@@ -437,7 +437,10 @@ _PGBACKREST = json.dumps(
                     "prior": None,
                     "timestamp": {"start": 1, "stop": 1_790_000_000},
                     "info": {"repository": {"delta": 5}},
-                    "archive": {"start": "000000010000000000000001"},
+                    "archive": {
+                        "start": "000000010000000000000001",
+                        "stop": "000000010000000000000002",
+                    },
                     "error": False,
                 }
             ],
