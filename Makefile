@@ -64,7 +64,7 @@ matrix: .venv/installed-dev  ## Plant thousands of faults and count who notices;
 	touch $@
 
 .venv/installed-dev: .venv/installed requirements-dev.lock
-	$(BIN)/pip install --quiet --require-hashes -r requirements-dev.lock
+	$(BIN)/pip install --quiet --no-compile --require-hashes -r requirements-dev.lock
 	touch $@
 
 sbom: .venv/installed-dev  ## Write sbom.cdx.json (CycloneDX) of what users install

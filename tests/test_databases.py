@@ -66,8 +66,7 @@ def failed(record: DrillRecord) -> set[str]:
         ("sqlite", "incremental_recovery"),
         ("redis_rdb", "corruption_recovery"),
         ("redis_aof", "incremental_recovery"),
-        ("pgbackrest", "incremental_recovery"),
-        ("pg_basebackup", "corruption_recovery"),
+        ("pgbackrest", "corruption_recovery"),
     ],
 )
 def test_a_sound_backup_passes(tmp_path: Path, engine: str, scenario: str) -> None:

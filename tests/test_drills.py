@@ -4,6 +4,7 @@ import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import cycle
 from pathlib import Path
 
 import pytest
@@ -168,8 +169,11 @@ LIES: dict[Callable[[TarEngine, Snapshot, Path], None], str] = {
 }
 
 
-@pytest.mark.parametrize("lie", LIES, ids=lambda lie: lie.__name__)
-@pytest.mark.parametrize("scenario", SCENARIOS)
+@pytest.mark.parametrize(
+    ("lie", "scenario"),
+    zip(LIES, cycle(SCENARIOS)),
+    ids=lambda value: getattr(value, "__name__", value),
+)
 def test_a_silent_wrong_restore_fails(
     lie: Callable[[TarEngine, Snapshot, Path], None],
     scenario: str,
