@@ -171,7 +171,7 @@ LIES: dict[Callable[[TarEngine, Snapshot, Path], None], str] = {
 
 @pytest.mark.parametrize(
     ("lie", "scenario"),
-    zip(LIES, cycle(SCENARIOS)),
+    list(zip(LIES, cycle(SCENARIOS), strict=False)),
     ids=lambda value: getattr(value, "__name__", value),
 )
 def test_a_silent_wrong_restore_fails(
