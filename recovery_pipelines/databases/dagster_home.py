@@ -17,7 +17,14 @@ from random import Random
 from typing import Any, ClassVar
 
 from recovery_pipelines.databases.base import Contents, DatabaseFault
-from recovery_pipelines.databases.sqlite import connect, quoted, rows_digest, tables
+from recovery_pipelines.databases.sqlite import (
+    connect,
+    make_public,
+    privilege,
+    quoted,
+    rows_digest,
+    tables,
+)
 from recovery_pipelines.errors import DatabaseError
 
 _RUNS = "history/runs.db"
@@ -153,9 +160,7 @@ def _describe_database(path: Path, name: str) -> Contents:
             }
     except sqlite3.Error as error:
         raise DatabaseError(f"SQLite cannot read {name}: {error}") from error
-    status = path.stat()
-    mode = f"{stat.S_IMODE(status.st_mode):04o}"
-    return found | {f"privilege {name}": f"mode {mode}, owner {status.st_uid}:{status.st_gid}"}
+    return found | {f"privilege {name}": privilege(path)}
 
 
 def _sql(caught_by: str, name: str, statement: str) -> DatabaseFault:
@@ -187,13 +192,6 @@ def _drop_index(home: DagsterHome, _chance: Random) -> str:
     return f"index {found[0]} dropped" if found else ""
 
 
-def _make_public(home: DagsterHome, _chance: Random) -> str:
-    path = home.folder / _RUNS
-    mode = stat.S_IMODE(path.stat().st_mode)
-    path.chmod(mode ^ 0o022)
-    return f"mode {mode:04o} became {mode ^ 0o022:04o}"
-
-
 _ONE_RUN = "update runs set status = 'CANCELED' where id = (select max(id) from runs)"
 _ONE_ASSET = "delete from asset_keys where id = (select min(id) from asset_keys)"
 _STOPPED = "update instigators set status = 'STOPPED'"
@@ -203,6 +201,8 @@ DagsterHome.faults = {
     "schedules_stopped": _sql("checksums_match", _SCHEDULES, _STOPPED),
     "events_emptied": _sql("checksums_match", _EVENTS, "delete from event_logs"),
     "index_dropped": DatabaseFault("directory_structure_intact", _drop_index),
-    "mode_changed": DatabaseFault("permissions_correct", _make_public),
+    "mode_changed": DatabaseFault(
+        "permissions_correct", lambda home, _chance: make_public(home.folder / _RUNS)
+    ),
     "run_events_lost": DatabaseFault("all_files_recovered", _lose_events_of_a_run),
 }

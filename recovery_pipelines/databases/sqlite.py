@@ -58,6 +58,20 @@ def rows_digest(rows: Iterator[object]) -> str:
     return f"{count} rows {total % (1 << 128):032x}"
 
 
+def privilege(file: Path) -> str:
+    """A database file's mode and owner."""
+    status = file.stat()
+    mode = f"{stat.S_IMODE(status.st_mode):04o}"
+    return f"mode {mode}, owner {status.st_uid}:{status.st_gid}"
+
+
+def make_public(file: Path) -> str:
+    """Let others write it, or no longer; says what was done."""
+    mode = stat.S_IMODE(file.stat().st_mode)
+    file.chmod(mode ^ 0o022)
+    return f"mode {mode:04o} became {mode ^ 0o022:04o}"
+
+
 def tables(connection: sqlite3.Connection) -> list[str]:
     """Names of all tables that hold rows."""
     names = connection.execute(
@@ -119,9 +133,7 @@ class SqliteDatabase:
                 found[f"setting {name}"] = str(
                     self._connection.execute(f"pragma {name}").fetchone()
                 )
-        status = self._file.stat()
-        mode = f"{stat.S_IMODE(status.st_mode):04o}"
-        return found | {"privilege file": f"mode {mode}, owner {status.st_uid}:{status.st_gid}"}
+        return found | {"privilege file": privilege(self._file)}
 
     def problems(self) -> str:
         try:
@@ -252,12 +264,6 @@ def _drop(kind: str, caught_by: str) -> DatabaseFault:
     return DatabaseFault(caught_by, drop)
 
 
-def _make_public(database: SqliteDatabase, rng: Random) -> str:
-    mode = stat.S_IMODE(database._file.stat().st_mode)
-    database._file.chmod(mode ^ 0o022)
-    return f"mode {mode:04o} became {mode ^ 0o022:04o}"
-
-
 SqliteDatabase.faults = {
     "row_changed": DatabaseFault("checksums_match", _change_row),
     "row_deleted": DatabaseFault("checksums_match", _delete_row),
@@ -266,5 +272,7 @@ SqliteDatabase.faults = {
     "view_dropped": _drop("view", "directory_structure_intact"),
     "trigger_dropped": _drop("trigger", "directory_structure_intact"),
     "table_dropped": _drop("table", "all_files_recovered"),
-    "mode_changed": DatabaseFault("permissions_correct", _make_public),
+    "mode_changed": DatabaseFault(
+        "permissions_correct", lambda database, _rng: make_public(database._file)
+    ),
 }

@@ -209,6 +209,15 @@ def require_recorded(snapshots: Sequence[Snapshot], listed: Collection[str]) -> 
         raise EngineError(f"{len(lost)} of {len(snapshots)} {SNAPSHOTS_LOST}: " + ", ".join(lost))
 
 
+def require_written(snapshot: Snapshot, found: str) -> None:
+    """EngineError unless the digest `found` in the repository is the recorded one."""
+    if found != snapshot.digest:
+        raise EngineError(
+            f"backup {snapshot.snapshot_id} is not what was written: recorded digest "
+            f"{snapshot.digest}, found {found}"
+        )
+
+
 def require_empty(staging: Path) -> None:
     """EngineError unless `staging` is an empty directory."""
     if not staging.is_dir():

@@ -34,6 +34,7 @@ from recovery_pipelines.engines.base import (
     file_digest,
     require_empty,
     require_recorded,
+    require_written,
     size_bytes,
 )
 from recovery_pipelines.errors import DatabaseError, EngineError
@@ -135,7 +136,7 @@ class PostgresEngine(ToolEngine):
             kind=kind,
             parent_id=parent.snapshot_id if parent else None,
             created_at=created_at,
-            digest=self._digest(label, segment),
+            digest=self._digest(label, segment, self._base_digest(label)),
             added_bytes=size_bytes(self.repository) - before,
             position=f"{name} {lsn}",
         )
@@ -160,14 +161,12 @@ class PostgresEngine(ToolEngine):
     def full_check(self, snapshots: Sequence[Snapshot]) -> None:
         """The tool's own, no segment of WAL is missing, and all is what was written."""
         require_recorded(snapshots, self.snapshot_ids())
-        self._verify({_parts(snapshot)[0] for snapshot in snapshots})
+        labels = {self._label_of(snapshot) for snapshot in snapshots}
+        self._verify(labels)
+        copies = {label: self._base_digest(label) for label in labels}
         for snapshot in snapshots:
-            found = self._digest(*_parts(snapshot))
-            if found != snapshot.digest:
-                raise EngineError(
-                    f"backup {snapshot.snapshot_id} is not what was written: recorded digest "
-                    f"{snapshot.digest}, found {found}"
-                )
+            label, segment = _parts(snapshot)
+            require_written(snapshot, self._digest(label, segment, copies[label]))
 
     def restore(
         self, snapshot: Snapshot, staging: Path, paths: Collection[bytes] | None = None
@@ -210,9 +209,9 @@ class PostgresEngine(ToolEngine):
     def _label_of(self, snapshot: Snapshot) -> str:
         return _parts(snapshot)[0]
 
-    def _digest(self, label: str, segment: str) -> str:
-        """Of a copy and all the WAL from it to this segment."""
-        whole = xxhash.xxh3_128(self._base_digest(label).encode())
+    def _digest(self, label: str, segment: str, copy_digest: str) -> str:
+        """Of a copy, whose own digest is given, and all the WAL from it to this segment."""
+        whole = xxhash.xxh3_128(copy_digest.encode())
         archived = self._archived()
         (base,) = (base for base in self._bases() if base.label == label)
         needed = _needed(base, segment)

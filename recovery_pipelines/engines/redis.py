@@ -18,6 +18,7 @@ from recovery_pipelines.engines.base import (
     folder_digest,
     require_empty,
     require_recorded,
+    require_written,
     size_bytes,
 )
 from recovery_pipelines.errors import DatabaseError, EngineError
@@ -84,11 +85,7 @@ class RedisDumpEngine(ToolEngine):
             self._check(copy)
             with explained(f"check of {snapshot.snapshot_id}"):
                 found = folder_digest(copy)
-            if found != snapshot.digest:
-                raise EngineError(
-                    f"backup {snapshot.snapshot_id} is not what was written: recorded digest "
-                    f"{snapshot.digest}, found {found}"
-                )
+            require_written(snapshot, found)
 
     def restore(
         self, snapshot: Snapshot, staging: Path, paths: Collection[bytes] | None = None

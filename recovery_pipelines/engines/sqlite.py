@@ -19,6 +19,7 @@ from recovery_pipelines.engines.base import (
     file_digest,
     require_empty,
     require_recorded,
+    require_written,
 )
 from recovery_pipelines.errors import DatabaseError, EngineError
 
@@ -85,11 +86,7 @@ class SqliteEngine:
             self._ask(snapshot.snapshot_id, "integrity_check")
             with explained(f"check of {snapshot.snapshot_id}"):
                 found = file_digest(self.repository / snapshot.snapshot_id)
-            if found != snapshot.digest:
-                raise EngineError(
-                    f"backup {snapshot.snapshot_id} is not what was written: recorded digest "
-                    f"{snapshot.digest}, found {found}"
-                )
+            require_written(snapshot, found)
 
     def restore(
         self, snapshot: Snapshot, staging: Path, paths: Collection[bytes] | None = None
