@@ -742,6 +742,24 @@ def test_nothing_outlives_a_stopped_capture(tmp_path: Path, signum: signal.Signa
     assert list(output.iterdir()) == []
 
 
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_stop_that_a_module_took_for_its_own_failure_is_still_a_stop(
+    signum: signal.Signals, code: int
+) -> None:
+    """An extension module whose initialization is interrupted raises an ImportError."""
+    program = f"""
+import signal
+from recovery_pipelines.cli.manifest import _exit_codes
+with _exit_codes():
+    try:
+        signal.raise_signal({signum.value})
+    except BaseException as stop:
+        raise ImportError("initialization failed") from stop
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (ended.returncode, "Traceback" in ended.stderr) == (code, False)
+
+
 def reads_a_file_of(pid: int, tree: Path) -> bool:
     with suppress(OSError):
         for fd in Path(f"/proc/{pid}/fd").iterdir():

@@ -131,20 +131,27 @@ def _exit_code(comparison: "Comparison") -> int:
 def _exit_codes() -> Iterator[None]:
     """No way out of these commands but the promised codes: 1 would mean "differences"."""
 
+    stopped: list[int] = []
+
     def stop(signum: int, frame: object) -> None:
+        stopped.append(128 + signum)
         sys.exit(128 + signum)
 
     signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, stop)
     try:
         yield
-    except KeyboardInterrupt:
-        click.echo("interrupted", err=True)
-        sys.exit(_INTERRUPTED)
-    except RecoveryError as error:
-        click.echo(f"error: {error}", err=True)
-        sys.exit(_COULD_NOT_TELL)
-    except Exception:
-        traceback.print_exc()
+    except SystemExit as ending:
+        if ending.code == _INTERRUPTED:
+            click.echo("interrupted", err=True)
+        raise
+    except Exception as problem:
+        if stopped:  # a module that is being imported makes an ImportError of it
+            sys.exit(stopped[0])
+        if isinstance(problem, RecoveryError):
+            click.echo(f"error: {problem}", err=True)
+        else:
+            traceback.print_exc()
         sys.exit(_COULD_NOT_TELL)
 
 
