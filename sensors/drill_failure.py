@@ -5,11 +5,7 @@ from collections.abc import Sequence
 import dagster as dg
 
 from recovery_pipelines.drills.failure import passed, tell_failure
-from recovery_pipelines.orchestration.interrupted import (
-    PARTITION_TAG,
-    WILL_RETRY_TAG,
-    missed_its_retry,
-)
+from recovery_pipelines.orchestration.interrupted import PARTITION_TAG, is_last_attempt
 from recovery_pipelines.orchestration.jobs import belongs_to
 from recovery_pipelines.plan import DrillSpec
 
@@ -29,9 +25,7 @@ def build(specs: Sequence[DrillSpec], name: str) -> dg.SensorDefinition:
     def drill_failure(context: dg.RunFailureSensorContext) -> None:
         run = context.dagster_run
         failed = [spec for spec in specs if belongs_to(run, spec)]
-        if not failed or run.tags.get(WILL_RETRY_TAG) == "true":
-            return
-        if missed_its_retry(context.instance, run):
+        if not failed or not is_last_attempt(context.instance, run):
             return
         month = run.tags.get(PARTITION_TAG, "no month")
         stopped: list[str] = []

@@ -27,6 +27,7 @@ from recovery_pipelines.orchestration.interrupted import (
     begin,
     fail_killed_runs,
     fail_unbegun_runs,
+    is_last_attempt,
     missed_retries,
 )
 from recovery_pipelines.sandbox import claim_run, ended_runs
@@ -67,7 +68,7 @@ def home(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def instance() -> Iterator[dg.DagsterInstance]:
-    with dg.DagsterInstance.ephemeral() as instance:
+    with dg.instance_for_test({"run_retries": {"enabled": True}}) as instance:
         yield instance
 
 
@@ -142,13 +143,21 @@ class Alpha:
         self.instance = instance
         self.job = build_definitions(plan).resolve_job_def(self.specs[0].name)
 
-    def run(self, status: dg.DagsterRunStatus, location: str = "alpha", **tags: str) -> str:
+    def run(
+        self,
+        status: dg.DagsterRunStatus,
+        location: str = "alpha",
+        retry_of: str | None = None,
+        **tags: str,
+    ) -> str:
         repository = RemoteRepositoryOrigin(RegisteredCodeLocationOrigin(location), "repository")
         run = self.instance.create_run_for_job(
             self.job,
             status=status,
             remote_job_origin=RemoteJobOrigin(repository, self.job.name),
             job_code_origin=None,
+            root_run_id=retry_of,
+            parent_run_id=retry_of,
             tags={
                 "dagster/partition": MONTH,
                 **run_tags(self.specs[:1]),
@@ -185,6 +194,34 @@ def test_a_run_that_died_before_its_claim_fails_after_a_while_and_may_not_begin(
     monkeypatch.setattr(type(context), "run_id", mine)
     with pytest.raises(dg.Failure, match="too late"):
         begin(context, alpha.home)
+
+
+@pytest.mark.parametrize(
+    ("tags", "retried", "last"),
+    [
+        ({"max_retries": "1"}, False, False),
+        ({"max_retries": "1"}, True, False),
+        ({"max_retries": "1", "will_retry": "false"}, True, False),
+        ({"max_retries": "0"}, False, True),
+        ({"failure_reason": "STEP_FAILURE", "retry_on_asset_or_op_failure": "false"}, False, True),
+    ],
+    ids=["not yet said", "retried", "said when its retry was there", "no retries", "a finding"],
+)
+def test_only_the_last_attempt_is_a_failure(
+    alpha: Alpha, tags: dict[str, str], retried: bool, last: bool
+) -> None:
+    def is_last(run_id: str) -> bool:
+        run = alpha.instance.get_run_by_id(run_id)
+        assert run
+        return is_last_attempt(alpha.instance, run)
+
+    failed = dg.DagsterRunStatus.FAILURE
+    run_id = alpha.run(failed, **tags)
+    if retried:
+        group = {"root_run_id": run_id, "parent_run_id": run_id, "retry_number": "1"}
+        retry = alpha.run(failed, retry_of=run_id, **group, **tags)
+        assert is_last(retry)
+    assert is_last(run_id) is last
 
 
 def test_a_retry_that_could_not_start_is_made_up_for_once(alpha: Alpha) -> None:

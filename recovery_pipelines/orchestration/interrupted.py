@@ -19,7 +19,8 @@ from recovery_pipelines.plan import DrillSpec
 from recovery_pipelines.sandbox import claim_run, ended_runs, forget_run, is_claimed
 
 PARTITION_TAG = "dagster/partition"
-WILL_RETRY_TAG = "dagster/will_retry"
+_WILL_RETRY_TAG = "dagster/will_retry"
+_RETRY_NUMBER_TAG = "dagster/retry_number"
 _MAX_RETRIES_TAG = "dagster/max_retries"
 _REASON_TAG = "dagster/failure_reason"
 _BEGIN_SECONDS = 180.0
@@ -69,10 +70,29 @@ def fail_unbegun_runs(
     return failed
 
 
+def is_last_attempt(instance: dg.DagsterInstance, run: dg.DagsterRun) -> bool:
+    """Whether a failed run neither was retried nor will be.
+
+    Dagster's own answer, a tag, is no help: it is written after the failure was seen, and may say
+    "false" of a run that has its retry already, as it then counts one attempt too many.
+    """
+    if _should_retry(instance, run):
+        return False
+    group = instance.get_run_group(run.run_id)
+    attempts = group[1] if group else []
+    return not any(
+        other.parent_run_id == run.run_id and _RETRY_NUMBER_TAG in other.tags for other in attempts
+    )
+
+
 def missed_its_retry(instance: dg.DagsterInstance, run: dg.DagsterRun) -> bool:
     """Whether Dagster was to retry a failed run and could not: it tries once, and its host was
     away."""
-    if run.tags.get(WILL_RETRY_TAG) != "false":
+    return run.tags.get(_WILL_RETRY_TAG) == "false" and _should_retry(instance, run)
+
+
+def _should_retry(instance: dg.DagsterInstance, run: dg.DagsterRun) -> bool:
+    if not instance.run_retries_enabled:
         return False
     reason = run.tags.get(_REASON_TAG)
     why = RunFailureReason(reason) if reason else None
@@ -86,7 +106,7 @@ def missed_retries(
     failed = instance.get_run_records(
         dg.RunsFilter(
             statuses=[dg.DagsterRunStatus.FAILURE],
-            tags={WILL_RETRY_TAG: "false"},
+            tags={_WILL_RETRY_TAG: "false"},
             created_after=datetime.now(UTC) - _LOOK_BACK,
         )
     )
