@@ -133,6 +133,28 @@ def test_a_claim_does_not_live_on_in_what_the_process_started(home: Path) -> Non
     assert ended_runs(home) == ["theirs"]
 
 
+def test_processes_that_open_a_new_home_at_once_all_can(tmp_path: Path) -> None:
+    program = """
+import sys
+from pathlib import Path
+from recovery_pipelines.orchestration.instance import open_instance, prepare_home
+print("ready", flush=True)
+sys.stdin.read()
+folder = Path(sys.argv[1])
+with open_instance(prepare_home(folder, folder), "recovery_drill") as instance:
+    print(len(instance.event_log_storage.get_pool_limits()))
+"""
+    argv = [sys.executable, "-c", program, str(tmp_path)]
+    pipe = subprocess.PIPE
+    processes = [subprocess.Popen(argv, stdin=pipe, stdout=pipe, text=True) for _ in range(4)]
+    for process in processes:
+        assert process.stdout and process.stdout.readline() == "ready\n"
+    for process in processes:
+        process.stdin.close()  # type: ignore[union-attr]
+    assert [process.stdout.read() for process in processes] == ["1\n"] * 4  # type: ignore[union-attr]
+    assert [process.wait() for process in processes] == [0] * 4
+
+
 class Alpha:
     """The drills of one host, and runs of the first one in an instance."""
 
