@@ -9,6 +9,7 @@ from recovery_pipelines.analysis.objectives import judge_objectives, objective_n
 from recovery_pipelines.drills.data_recovery import measure
 from recovery_pipelines.drills.run import stages_of
 from recovery_pipelines.orchestration import manual
+from recovery_pipelines.orchestration.controls import forbid_retry
 from recovery_pipelines.orchestration.demands import demand
 from recovery_pipelines.orchestration.partitions import MONTHS
 from recovery_pipelines.orchestration.stages import numbers, open_stage, stage_options, upstream
@@ -59,6 +60,9 @@ def build(spec: DrillSpec) -> dg.AssetsDefinition:
             ],
             metadata=metadata,
         )
+        if run.not_recovered:
+            forbid_retry(context)
+            raise dg.Failure(run.not_recovered)
 
     return recovery_metrics
 

@@ -192,6 +192,31 @@ def test_a_silent_wrong_restore_fails(
     assert record.metrics["recovery_seconds"] is None, "what is not verified is not published"
 
 
+def test_nothing_recovered_is_no_pass_whatever_the_criteria_look_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The damaged file stays damaged, in a structure that is all right."""
+
+    class LyingEngine(TarEngine):
+        def restore(self, snapshot: Snapshot, staging: Path, paths: object = None) -> None:
+            adds_a_file(self, snapshot, staging)
+
+    monkeypatch.setattr(drill_run, "engine_class", lambda _name: LyingEngine)
+    structure: list[str] = ["directory_structure_intact"]
+    criteria = {"data_integrity": [], "structure": structure, "accessibility": []}
+    record = drill(
+        tmp_path,
+        "corruption_recovery",
+        targets__test_dataset__recovery="full",
+        targets__test_dataset__faults__kinds=["bit_flip"],
+        test_framework__test_scenarios__data_recovery__scenarios__0__validation_criteria=criteria,
+    )
+    assert failed(record) == set()
+    assert failed(record) == set()
+    assert record.verdict is Verdict.FAIL
+    assert "not recovered: 2 differences" in record.reason
+
+
 def test_a_backup_that_cannot_be_read_back_fails_before_any_damage(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

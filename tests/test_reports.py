@@ -140,6 +140,13 @@ def test_the_right_things_at_the_right_month(long: Plan, months: int) -> None:
     assert figures["Open anomalies"].state == ("unknown" if months < 5 else "attention")
 
 
+def test_a_summarys_own_month_says_what_its_report_says(long: Plan) -> None:
+    report = report_of(long, month_at(MISSED))
+    assert report.missing_drills == (DRILLS[1],)
+    own = summarize(report).months[-1]
+    assert (own.month, own.verdict) == (report.month, Verdict.UNVERIFIED)
+
+
 def test_later_months_do_not_change_a_report(long: Plan) -> None:
     before = report_of(long, month_at(12))
     shutil.copytree(long.data_home, long.data_home.with_name("cut"))

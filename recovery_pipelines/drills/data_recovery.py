@@ -309,6 +309,11 @@ def _recover_newest(run: DrillRun, snapshot: Snapshot, selective: bool) -> dict[
         with run.phase("publish"):
             publish(staging, run.live, expected, damage if selective else None)
             run.published = True
+    else:
+        run.note_not_recovered(
+            f"{verified.differences.num_rows} differences in what came back, "
+            f"{verified.undecided} entries that could not be read"
+        )
     run.recovered_files, run.recovered_bytes = summary.files, summary.bytes
     return {
         "generation": run.newest_generation,

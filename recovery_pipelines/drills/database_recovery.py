@@ -254,9 +254,12 @@ def _recover_newest(run: DrillRun, snapshot: Snapshot) -> dict[str, object]:
                 )
                 run.published = True
             except DatabaseError as error:
+                run.note_not_recovered(error)
                 live.states[newest] = DatabaseState(expected, {}, f"once published: {error}")
         run.recovered_files = sum(path.is_file() for path in run.live.path.rglob("*"))
         run.recovered_bytes = size_bytes(run.live.path)
+    else:
+        run.note_not_recovered(state.problem or f"{len(state.differences)} differences")
     row = _row(newest, run.live if run.published else staging, state)
     return row | {"damaged_entries": len(damage), "published": run.published}
 

@@ -199,8 +199,7 @@ def _restore(run: DrillRun, state: _Isolation, laboratory: Laboratory) -> None:
             with run.working("handed back"):
                 laboratory.ask("fail_back")
     except NetworkError as error:
-        run.journal(event=f"not restored: {error}")
-        run.messages.append(f"not restored: {error}")
+        run.note_not_recovered(error)
     after = _measure_after(laboratory, state.seen.before)
     writes = {host: laboratory.ask("write_once", source=host)["node"] for host in _WRITING_HOSTS}
     found = laboratory.ask("finish")

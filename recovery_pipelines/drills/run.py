@@ -85,6 +85,8 @@ class DrillRun:
     """Names of the exception types that ended a stage."""
     messages: list[str] = field(default_factory=list)
     """What those exceptions said."""
+    not_recovered: str = ""
+    """What the recovery did not bring back. The criteria may look at something else."""
     dataset: dict[str, int] = field(default_factory=dict)
     """What the data holds before anything happens, by what is counted."""
     summaries: dict[str, Summary] = field(default_factory=dict)
@@ -278,6 +280,12 @@ class DrillRun:
         self.errors.append(type(error).__name__)
         self.messages.append(str(error) or type(error).__name__)
 
+    def note_not_recovered(self, why: object) -> None:
+        """A recovery that did not come to its end makes the drill's verdict FAIL at best."""
+        self.not_recovered = f"not recovered: {why}"
+        self.journal(event=self.not_recovered)
+        self.messages.append(self.not_recovered)
+
     def journal(self, **event: object) -> None:
         """Append one event to the drill's journal and tell whoever watches."""
         line = {"at": datetime.now(UTC).isoformat(), "monotonic": time.monotonic(), **event}
@@ -321,6 +329,8 @@ class DrillRun:
         known = [check.verdict for check in self.checks]
         if self.errors:
             known.append(Verdict.ERROR)
+        if self.not_recovered:
+            known.append(Verdict.FAIL)
         if self.not_sealed:
             known.append(Verdict.UNVERIFIED)
         if self.spec.scenario.omitted_steps or not self.spec.scenario.validation_criteria.names:

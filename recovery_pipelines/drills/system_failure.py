@@ -90,8 +90,7 @@ def initiate_recovery(run: DrillRun) -> pd.DataFrame:
                     system.machine.ask("start")
                 run.published = True
             except ServiceError as error:
-                run.journal(event=f"not recovered: {error}")
-                run.messages.append(f"not recovered: {error}")
+                run.note_not_recovered(error)
             run.checks.append(_power_was_cut(system, sentinels))
             table = system.events_since(began)
         run.keep("recovery_events", table)

@@ -293,5 +293,8 @@ def _months(report: Report) -> tuple[MonthVerdict, ...]:
         known = [row.months[at].verdict for row in report.history]
         found = [verdict for verdict in known if verdict is not None]
         missing = [Verdict.UNVERIFIED] if label in gaps else []
-        rows.append(MonthVerdict(month=label, verdict=worst([*found, *missing]) if found else None))
+        verdict = worst([*found, *missing]) if found else None
+        rows.append(
+            MonthVerdict(month=label, verdict=report.verdict if label == report.month else verdict)
+        )
     return tuple(rows[-_MONTHS:])
