@@ -34,6 +34,7 @@ _SIZE_BYTES = 1_000_000
 @click.option("--seeds", default=25, help="Data sets per engine; 51 injections in each.")
 @click.option("--first", default=1, help="The first seed.")
 @click.option("--engine", "engines", multiple=True, default=ENGINES, help="Can be repeated.")
+@click.option("--clean-only", is_flag=True, help="Only restores without a fault.")
 @click.option("--processes", default=2)
 @click.option(
     "--home",
@@ -51,6 +52,7 @@ def main(
     seeds: int,
     first: int,
     engines: tuple[str, ...],
+    clean_only: bool,
     processes: int,
     home: Path | None,
     deadline: float | None,
@@ -65,7 +67,7 @@ def main(
     reap(home)
     # Each process makes sandboxes of its own, which a forked copy of ours could not remove.
     with ProcessPoolExecutor(processes, get_context("spawn"), _be_quiet) as pool:
-        running = [pool.submit(_measure, output, home, *each) for each in missing]
+        running = [pool.submit(_measure, output, home, *each, not clean_only) for each in missing]
         try:
             for number, done in enumerate(as_completed(running, deadline), 1):
                 click.echo(f"{number:4} of {len(missing)} {done.result()}")
@@ -123,8 +125,8 @@ def _path(output: Path, engine: str, seed: int) -> Path:
     return output / f"{engine}-{seed:05}.parquet"
 
 
-def _measure(output: Path, home: Path, engine: str, seed: int) -> str:
-    rows = trials(home, engine, seed, _SIZE_BYTES)
+def _measure(output: Path, home: Path, engine: str, seed: int, faults: bool) -> str:
+    rows = trials(home, engine, seed, _SIZE_BYTES, faults=faults)
     keep_rows(_path(output, engine, seed), rows)
     return f"{engine} {seed}: {len(rows)} trials"
 

@@ -50,14 +50,18 @@ def trials(
     seed: int,
     size_bytes: int,
     progress: Callable[[str], None] = log.info,
+    faults: bool = True,
 ) -> pd.DataFrame:
-    """Every kind of fault once, in a repository made for it, and the clean trials beside them."""
+    """Every kind of fault once, in a repository made for it, and the clean trials beside them;
+    without `faults` only these."""
     opened: Callable[..., AbstractContextManager[Bench]] = (
         open_database_bench if engine in KIND_OF else open_bench
     )
     with opened(home, engine, seed, size_bytes) as bench:
         version = bench.engine.version()
-        rows = [*clean_trials(bench), *repository_trials(bench), *copy_trials(bench)]
+        rows = list(clean_trials(bench))
+        if faults:
+            rows += [*repository_trials(bench), *copy_trials(bench)]
     progress(f"detection matrix: {engine}, seed {seed}: {len(rows)} trials")
     return as_table(rows).assign(version=version)
 
