@@ -87,11 +87,13 @@ def main(
 
 def summary(rows: pd.DataFrame) -> str:
     """The figures as Markdown."""
-    counted = cells(rows)
-    in_copies = counted[counted["layer"] == Layer.RESTORED_COPY]
     wrong = int(faults(rows)["differs"].sum())
     lines = [f"{len(faults(rows))} injections, {wrong} of which left data wrong."]
     lines += [f"{result.name}: {result.verdict}, {result.found}." for result in judge(rows)]
+    if faults(rows).empty:
+        return "\n".join(lines) + "\n"
+    counted = cells(rows)
+    in_copies = counted[counted["layer"] == Layer.RESTORED_COPY]
     parts = [
         "\n".join(lines),
         _markdown(_with_interval(totals(rows))),
