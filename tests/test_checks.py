@@ -10,9 +10,6 @@ import json
 import os
 import sqlite3
 import stat
-import subprocess
-import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -50,6 +47,7 @@ from recovery_pipelines.faults.base import Layer
 from recovery_pipelines.faults.catalogue import inject, source_faults
 from recovery_pipelines.sandbox import Sandbox, Tree
 from recovery_pipelines.verdict import CheckResult, Verdict
+from tests.nobody import run_as_nobody
 
 NAMES = list(CRITERIA)
 BY_MANIFEST = NAMES[:4]
@@ -740,37 +738,15 @@ def test_ordinary_user_unreadable_before_is_unverified_unreadable_after_is_wrong
 
 
 @needs_root
-def test_the_main_parts_as_nobody() -> None:
-    """The tests that matter most once more, as nobody, in an interpreter that nobody may run."""
-    here = Path(__file__).resolve()
-    packages = [str(Path(pa.__file__).parent.parent), str(here.parent.parent)]
-    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": os.pathsep.join(packages)}
-    become = ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups", "--"]
-    version = "{}.{}".format(*sys.version_info[:2])
-    probe = f"import sys, pyarrow, pytest; assert sys.version.startswith({version!r} + '.')"
-    # setpriv may still open what the user may not, so the interpreter has to start itself again.
-    probe = f"import subprocess, sys; subprocess.check_call([sys.executable, '-c', {probe!r}])"
-    with tempfile.TemporaryDirectory() as folder:
-        os.chown(folder, 65534, 65534)
-        environment |= {"HOME": folder, "TMPDIR": folder}
-
-        def run(*argv: str) -> subprocess.CompletedProcess[str]:
-            return subprocess.run(
-                [*become, *argv], cwd=folder, env=environment, capture_output=True, text=True
-            )
-
-        for python in (sys.executable, "/usr/bin/python3"):
-            if run(python, "-c", probe).returncode == 0:
-                break
-        else:
-            pytest.skip("no interpreter that the user nobody may run with our packages")
-        options = [
-            "-q",
-            "-p",
-            "no:cacheprovider",
-            "-k",
-            "ordinary_user or faithful or sees or one_damage",
-        ]
-        done = run(python, "-m", "pytest", *options, str(here))
+def test_the_main_parts_as_nobody(open_path: Path) -> None:
+    """The tests that matter most once more, as nobody."""
+    options = [
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "-k",
+        "ordinary_user or faithful or sees or one_damage",
+    ]
+    done = run_as_nobody(open_path, "-m", "pytest", *options, str(Path(__file__).resolve()))
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
     assert " passed" in done.stdout

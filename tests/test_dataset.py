@@ -21,10 +21,9 @@ from recovery_pipelines.errors import DrillTimeout, PreparationError
 from recovery_pipelines.faults.base import Layer
 from recovery_pipelines.faults.catalogue import inject, source_faults
 from recovery_pipelines.sandbox import Sandbox, Tree
+from tests.nobody import as_nobody
 
 MB = 10**6
-NOBODY = 65534
-needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become another user")
 
 
 @pytest.fixture
@@ -53,24 +52,6 @@ def differences(one: Tree, other: Tree) -> list[dict[str, object]]:
     assert compared.undecided == 0
     assert compared.entries > 1
     return compared.differences.to_pylist()
-
-
-def as_nobody(action: Callable[[], object]) -> None:
-    """Run in a child process that is an ordinary user; its failure is ours."""
-    child = os.fork()
-    if child == 0:
-        code = 1
-        try:
-            os.setgroups([])
-            os.setgid(NOBODY)
-            os.setuid(NOBODY)
-            action()
-            code = 0
-        except BaseException as error:
-            os.write(2, f"as nobody: {error!r}\n".encode())
-        finally:
-            os._exit(code)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 def open_database(path: Path) -> sqlite3.Connection:
@@ -206,11 +187,13 @@ def test_what_cannot_be_held_is_named(sandbox: Sandbox) -> None:
     left_out = build_dataset(tree, size_bytes=MB, seed=1)
     entries = dict(tree.walk())
     names = {path: tree.listxattr(path) for path in entries}
+    has_others = len({e.st_uid for e in entries.values() if stat.S_ISREG(e.st_mode)}) > 1
     there = {
         "extended attributes": any("user.checksum" in found for found in names.values()),
         "access control lists": any("system.posix_acl_access" in found for found in names.values()),
+        "access control lists for other users": has_others,
         "non-UTF-8 names": any(b"\xff" in path for path in entries),
-        "other owners": len({e.st_uid for e in entries.values() if stat.S_ISREG(e.st_mode)}) > 1,
+        "other owners": has_others,
     }
     assert {feature for feature, found in there.items() if not found} == set(left_out)
 
@@ -223,23 +206,12 @@ def test_a_filled_directory_is_refused(sandbox: Sandbox) -> None:
     assert tree.read(b"precious") == b"data"
 
 
-@needs_root
-def test_an_ordinary_user_can_build_change_and_damage(tmp_path: Path) -> None:
-    tmp_path.chmod(0o755)
-    for above in tmp_path.parents:
-        if above.stat().st_mode & 0o005 != 0o005:
-            if above.name.startswith("pytest-"):
-                above.chmod(0o755)
-            else:
-                pytest.skip(f"{above} is closed to ordinary users")
-    home = tmp_path / "home"
-    home.mkdir()
-    os.chown(home, NOBODY, NOBODY)
-
+def test_an_ordinary_user_can_build_change_and_damage(open_path: Path) -> None:
     def everything() -> None:
-        with Sandbox.create(home, "data") as made:
+        with Sandbox.create(open_path, "data") as made:
             tree = made.tree("live")
-            assert build_dataset(tree, size_bytes=MB, seed=1) == ("other owners",)
+            left_out = build_dataset(tree, size_bytes=MB, seed=1)
+            assert left_out == ("access control lists for other users", "other owners")
             for seed in range(5):
                 change_dataset(tree, seed=seed)
                 applications_work(tree)
@@ -289,27 +261,17 @@ def test_copying_stops_in_time(sandbox: Sandbox, data: Tree) -> None:
         copy_tree(data.path, sandbox.tree("copy"), timeout_seconds=0.0001)
 
 
-def test_a_source_that_cannot_be_read_in_full_is_an_error(tmp_path: Path) -> None:
-    source, home = tmp_path / "source", tmp_path / "home"
-    source.mkdir()
-    (source / "readable").write_text("x")
-    (source / "secret").write_text("x")
-    (source / "secret").chmod(0)
-
+def test_a_source_that_cannot_be_read_in_full_is_an_error(open_path: Path) -> None:
     def copy() -> None:
+        source = open_path / "source"
+        source.mkdir()
+        (source / "readable").write_text("x")
+        (source / "secret").write_text("x")
+        (source / "secret").chmod(0)
+        home = open_path / "home"
         with Sandbox.create(home, "copy") as made, pytest.raises(PreparationError, match="secret"):
             copy_tree(source, made.tree("copy"), timeout_seconds=60)
 
-    if os.geteuid() != 0:
-        copy()
-        return
-    home.mkdir()
-    os.chown(home, NOBODY, NOBODY)
-    for above in (tmp_path, *tmp_path.parents):
-        if above.name.startswith("pytest-") or above == tmp_path:
-            above.chmod(0o755)
-        elif above.stat().st_mode & 0o005 != 0o005:
-            pytest.skip(f"{above} is closed to ordinary users")
     as_nobody(copy)
 
 

@@ -353,7 +353,8 @@ def _metadata(tree: Tree, rng: Random) -> list[str]:
     entries = list(tree.walk())
     if not _optional(lambda: _xattrs(tree, rng)):
         left_out.append("extended attributes")
-    if not _optional(lambda: _owners(tree)):
+    has_others = _optional(lambda: _owners(tree))
+    if not has_others:
         left_out.append("other owners")
     modes = {
         path: _DIRECTORY_MODES.get(path, 0o755)
@@ -364,8 +365,10 @@ def _metadata(tree: Tree, rng: Random) -> list[str]:
     }
     for path, mode in {b"": _DIRECTORY_MODES[b""], **modes}.items():
         tree.chmod(path, mode)
-    if not _optional(lambda: _access_control_lists(tree)):
+    if not _optional(lambda: _access_control_lists(tree, has_others)):
         left_out.append("access control lists")
+    elif not has_others:
+        left_out.append("access control lists for other users")
     for path in [*(path for path, _ in reversed(entries)), b""]:
         moment = rng.randrange(OLDEST_MTIME_NS, NEWEST_MTIME_NS)
         tree.utime_ns(path, moment, moment)
@@ -399,14 +402,20 @@ def _xattrs(tree: Tree, rng: Random) -> None:
         tree.setxattr(name, "user.checksum", rng.randbytes(16).hex().encode())
 
 
-def _access_control_lists(tree: Tree) -> None:
-    tree.setxattr(b"people", _ACL_DEFAULT, _acl(owner=7, user_id=65534, user=5, group=5))
-    tree.setxattr(b"people", _ACL_ACCESS, _acl(owner=7, user_id=65534, user=5, group=5))
+def _access_control_lists(tree: Tree, has_others: bool) -> None:
+    """An ordinary user's tools restore in a user namespace, which knows that user alone."""
+
+    def user(number: int) -> int:
+        return number if has_others else os.geteuid()
+
+    tree.setxattr(b"people", _ACL_DEFAULT, _acl(owner=7, user_id=user(65534), user=5, group=5))
+    tree.setxattr(b"people", _ACL_ACCESS, _acl(owner=7, user_id=user(65534), user=5, group=5))
     for number, name in enumerate((b"app/shop.db", b"exports/orders-2020.csv", b"empty")):
-        tree.setxattr(name, _ACL_ACCESS, _acl(owner=7, user_id=1000 + number, user=6, group=4))
+        acl = _acl(owner=7, user_id=user(1000 + number), user=6, group=4)
+        tree.setxattr(name, _ACL_ACCESS, acl)
     for number in range(5, 10):
         name = b"small/0000/note-%06d.txt" % number
-        tree.setxattr(name, _ACL_ACCESS, _acl(owner=6, user_id=1000, user=4, group=0))
+        tree.setxattr(name, _ACL_ACCESS, _acl(owner=6, user_id=user(1000), user=4, group=0))
 
 
 def _acl(*, owner: int, user_id: int, user: int, group: int) -> bytes:
