@@ -6,7 +6,7 @@ BIN := .venv/bin
 DRILL_PACKAGES := python3-venv tar zstd util-linux
 PDF_PACKAGES := libpango-1.0-0 libpangoft2-1.0-0 libharfbuzz-subset0
 TEST_PACKAGES := $(DRILL_PACKAGES) $(PDF_PACKAGES) acl attr borgbackup chromium faketime fuse3 iproute2 jq nftables openssl \
-	pgbackrest postgresql redis-server restic rsync
+	pgbackrest postgresql redis-server restic rsync strace
 BENCH_PACKAGES := $(TEST_PACKAGES) b3sum hashdeep rclone xxhash
 
 .PHONY: help setup drill ui test check docs bench campaign matrix sbom lock clean

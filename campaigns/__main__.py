@@ -15,6 +15,7 @@ from campaigns.fuzz import fuzz
 from campaigns.history import open_history
 from campaigns.hostile import hostile
 from campaigns.injections import Row, source_injections
+from campaigns.io_errors import io_errors
 from campaigns.kills import kills, service_kills
 from campaigns.problems import HELD_OUT_SEEDS, problem_histories
 from campaigns.soak import soak
@@ -33,6 +34,7 @@ SERVICE_KILLS = 120
 KILL_SEED = 1
 _KEEP_EVERY_SECONDS = 10
 FUZZ_ROUNDS = 2000
+IO_ERRORS = 400
 SOAK_MONTHS = 120
 
 
@@ -55,6 +57,7 @@ def main(parts: tuple[str, ...], output: Path) -> None:
         "service_kills": _service_kills,
         "hostile": hostile,
         "fuzz": _fuzz,
+        "io_errors": _io_errors,
         "soak": _soak,
         "recommendations": _recommendations,
         "story": _story,
@@ -108,6 +111,10 @@ def _fuzz(home: Path) -> Iterator[Row]:
     return fuzz(folder, KILL_SEED, FUZZ_ROUNDS)
 
 
+def _io_errors(home: Path) -> Iterator[Row]:
+    return io_errors(home / "io_errors", range(IO_ERRORS))
+
+
 def _soak(home: Path) -> Iterator[Row]:
     return soak(home / "soak", KILL_SEED, SOAK_MONTHS)
 
@@ -137,6 +144,9 @@ def _keep(rows: Iterable[Row], path: Path) -> None:
             "reached",
             "route",
             "archive",
+            "call",
+            "error",
+            "when",
             "parser",
             "month",
             "rss_bytes",

@@ -154,6 +154,32 @@ class Shooting:
             "load": os.getloadavg()[0],
         }
 
+    def watch(self, drill: str, under: Sequence[str]) -> Row:
+        """Run a drill under another program, such as strace, and then the reaper.
+
+        Columns as for `kill`, and `hangs`: whether it had to be killed.
+        """
+        run_id = new_run_id("watched")
+        folder = self._folder(drill, run_id)
+        hangs = False
+        with self._victim(drill, run_id, under) as process:
+            traces = traces_of(process.pid)
+            try:
+                process.communicate(timeout=_VICTIM_TIMEOUT_SECONDS)
+            except subprocess.TimeoutExpired:
+                hangs = True
+                os.killpg(process.pid, signal.SIGKILL)
+        tokens = {path.stem for path in self.home.glob("leases/*.json")}
+        reap(self.home)
+        return {
+            "run_id": run_id,
+            "reached": _last_line(folder),
+            "hangs": hangs,
+            "leftovers": self._things() + self._locks() + remaining(traces, self.home, tokens),
+            "claimed": _claim(folder),
+            "complete": self._is_complete(drill, folder),
+        }
+
     def run(self, drill: str, run_id: str) -> Verdict:
         """A run, such as a killed one, from its start to its end."""
         with self._victim(drill, run_id) as process:
@@ -165,10 +191,13 @@ class Shooting:
     # --- the drill ------------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def _victim(self, drill: str, run_id: str) -> Iterator[subprocess.Popen[str]]:
+    def _victim(
+        self, drill: str, run_id: str, under: Sequence[str] = ()
+    ) -> Iterator[subprocess.Popen[str]]:
         process = subprocess.Popen(
             [
                 *("setpriv", "--pdeathsig", "KILL", "--"),
+                *under,
                 *(sys.executable, "-m", "campaigns.victim", self.plan_path, drill, run_id),
             ],
             cwd=_ROOT,

@@ -18,7 +18,7 @@ import psutil
 import time_machine
 import yaml
 
-from campaigns.history import drill_of, plan_text
+from campaigns.history import plan_text
 from recovery_pipelines.build import build_definitions
 from recovery_pipelines.drills.record import result_folders
 from recovery_pipelines.evidence.clock import Clock
@@ -29,7 +29,7 @@ from recovery_pipelines.plan import load_plan
 Row = dict[str, Any]
 START = datetime(2027, 1, 1, 3, tzinfo=UTC)
 """After the present, as the backup tool goes by the real clock."""
-SCENARIO = "corruption_recovery"
+DRILL = "corruption_recovery_tar"
 KEPT_DAYS = 365.0
 KEPT = f"{KEPT_DAYS:.0f}d"
 _CRITERIA = {"data_integrity": ["all_files_recovered"]}
@@ -47,12 +47,11 @@ def soak(home: Path, seed: int, months: int) -> Iterator[Row]:
     content["evidence"] = {"retention": KEPT}
     plan_path.write_text(yaml.safe_dump(content), encoding="utf-8")
     plan = load_plan(plan_path)
-    name = drill_of(plan, SCENARIO).name
     (home / "dagster").mkdir(exist_ok=True)
     evidence = home / "data" / "evidence"
     rows: list[Row] = []
     with dg.DagsterInstance.local_temp(str(home / "dagster")) as instance:
-        job = build_definitions(plan_path).get_job_def(name)
+        job = build_definitions(plan_path).get_job_def(DRILL)
         for number in range(months):
             month = f"{START.year + number // 12}-{number % 12 + 1:02}-01"
             at = datetime.fromisoformat(month).replace(tzinfo=UTC) + timedelta(days=1, hours=3)

@@ -15,6 +15,7 @@ from recovery_pipelines.checks import CRITERIA
 TRIALS = {
     "hostile": ("route",),
     "fuzz": ("parser",),
+    "io_errors": ("call", "error"),
     "soak": (),
 }
 """Parts whose rows say themselves what is wrong, and what their tables count by."""

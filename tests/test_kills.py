@@ -12,6 +12,7 @@ import pytest
 
 from campaigns import kills
 from campaigns.history import services_plan_text
+from campaigns.io_errors import io_errors
 from campaigns.kills import Instant, Shooting, Timeline
 from campaigns.summary import failures
 from campaigns.traces import Traces, living, remaining, traces_of
@@ -58,6 +59,12 @@ def test_servers_and_networks_go_with_the_drill_that_is_killed(
     assert not row["finished"] and row["held"] > 5, "what must go was there"
     assert row["still_there"] == row["leftovers"] == []
     assert row["left_behind"] and row["claimed"] is None
+
+
+def test_system_calls_that_fail(tmp_path: Path) -> None:
+    rows = list(io_errors(tmp_path, range(1, 3), (DRILL,)))
+    assert failures({"io_errors": pd.DataFrame(rows)}) == []
+    assert {row["verdict"] for row in rows} != {Verdict.PASS}, "some did harm"
 
 
 # --- these tests can fail -------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import os
 import threading
+from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
@@ -57,11 +58,9 @@ class ResourceMeter:
             total_bytes = 0
             try:
                 for process in (self._process, *self._process.children(recursive=True)):
-                    try:
+                    with suppress(psutil.Error):
                         total_bytes += process.memory_info().rss
-                    except psutil.Error:
-                        continue
-            except psutil.Error:
+            except (psutil.Error, OSError):
                 continue
             self._peak_bytes = max(self._peak_bytes, total_bytes)
 
