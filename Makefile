@@ -5,7 +5,7 @@ BIN := .venv/bin
 
 DRILL_PACKAGES := python3-venv tar zstd util-linux
 PDF_PACKAGES := libpango-1.0-0 libpangoft2-1.0-0 libharfbuzz-subset0
-TEST_PACKAGES := $(DRILL_PACKAGES) $(PDF_PACKAGES) acl attr borgbackup chromium faketime fuse3 iproute2 jq nftables openssl \
+TEST_PACKAGES := $(DRILL_PACKAGES) $(PDF_PACKAGES) acl attr borgbackup chromium etcd-server faketime fuse3 iproute2 jq nftables openssl \
 	pgbackrest postgresql redis-server restic rsync strace
 BENCH_PACKAGES := $(TEST_PACKAGES) b3sum hashdeep rclone xxhash
 
@@ -22,7 +22,7 @@ drill: setup  ## Run both data-recovery drills on test data and print the verdic
 ui: setup  ## Open Dagster on the same data
 	$(BIN)/recovery ui
 
-test: .venv/installed-dev check  ## Run every check and test
+test: .venv/installed-dev .venv/patroni/installed check  ## Run every check and test
 	scripts/install-system-packages $(TEST_PACKAGES)
 	$(BIN)/pytest -n $$(($$(nproc) + 1)) --dist loadfile --no-loadscope-reorder  # drills wait a lot; few-but-slow files not last
 
@@ -67,6 +67,12 @@ matrix: .venv/installed-dev  ## Plant thousands of faults and count who notices;
 	$(BIN)/pip install --quiet --no-compile --require-hashes -r requirements-dev.lock
 	touch $@
 
+.venv/patroni/installed: requirements-patroni.lock  # of the system's Python, which the user of the databases may read
+	scripts/install-system-packages python3-venv
+	/usr/bin/python3 -m venv --clear .venv/patroni
+	.venv/patroni/bin/pip install --quiet --require-hashes -r requirements-patroni.lock
+	touch $@
+
 sbom: .venv/installed-dev  ## Write sbom.cdx.json (CycloneDX) of what users install
 	$(BIN)/cyclonedx-py requirements requirements.lock --pyproject pyproject.toml --output-reproducible \
 		--of JSON --output-file sbom.cdx.json
@@ -78,6 +84,8 @@ lock: .venv/installed-dev  ## Lock the dependencies anew
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
 		--no-strip-extras --no-emit-find-links --no-emit-index-url pyproject.toml --extra timestamp --extra ui --extra postgres --extra s3 --extra tables --group build --group dev \
 		--constraint requirements.lock --output-file requirements-dev.lock
+	echo 'patroni[etcd3,psycopg3]' | $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
+		--no-strip-extras --no-emit-find-links --no-emit-index-url - --output-file requirements-patroni.lock
 
 clean:  ## Remove what drills and tools wrote, not the results' home
 	rm -rf .venv build dist site *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -34,7 +34,7 @@ from recovery_pipelines.evidence import verify
 from recovery_pipelines.evidence.chain import FOLDER_NAME
 from recovery_pipelines.evidence.keys import PUBLIC_NAME, read_public
 from recovery_pipelines.namespaces import as_user, in_namespaces, mount
-from recovery_pipelines.network.database import Node
+from recovery_pipelines.network.database import Node, Place
 from recovery_pipelines.network.hosts import build_network, cut, heal
 from recovery_pipelines.orchestration.controls import run_tags
 from recovery_pipelines.plan import DrillSpec, load_plan
@@ -134,13 +134,13 @@ class Site:
         database.mkdir(mode=0o700)
         shutil.chown(database, "postgres", "postgres")
         tools = sorted(Path("/usr/lib/postgresql").glob("*/bin"))[-1]
-        node = Node(
+        place = Place(
             self.hosts[OFFICE],
             database,
             self.folder,
-            lambda tool: str(tools / tool),
             lambda command: as_user("postgres", command, ordinary_user=False),
         )
+        node = Node(place, lambda tool: str(tools / tool))
         node.create()
         node.start()
         node.ask("alter system set max_connections = 200")

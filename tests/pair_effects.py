@@ -5,11 +5,14 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import pytest
+
 from recovery_pipelines import namespaces
 from recovery_pipelines.build import build_definitions
 from recovery_pipelines.drills.network_checks import Observed, failed_over_in_time, judge
 from recovery_pipelines.drills.network_recovery import promise_of
 from recovery_pipelines.drills.scenarios import carry_out_steps
+from recovery_pipelines.errors import PlanError
 from recovery_pipelines.plan import DrillSpec
 from recovery_pipelines.verdict import Verdict
 from tests.plans import MONTH, make_plan, make_spec
@@ -86,6 +89,17 @@ def effect_fencing(tmp_path: Path, *_: object) -> None:
     assert asked == [True, False]
 
 
+def effect_patroni(tmp_path: Path, *_: object) -> None:
+    """Another program sees to the failover; tests/test_network_drill.py lets it."""
+    spec = spec_of(tmp_path, **{f"{PAIR}__patroni": "missing/patroni"})
+    assert promise_of(spec).failover_seconds > promise_of(spec_of(tmp_path)).failover_seconds
+    record = carry_out_steps(spec, MONTH, "run")
+    assert record.verdict is Verdict.UNVERIFIED
+    assert str(tmp_path / "missing/patroni") in record.reason
+    with pytest.raises(PlanError, match="fencing is up to Patroni"):
+        spec_of(tmp_path, **{f"{PAIR}__patroni": "patroni", f"{PAIR}__fencing": False})
+
+
 def effect_name(tmp_path: Path, *_: object) -> None:
     plan = make_plan(tmp_path, **{f"{GROUP}__scenarios": []})
     assert not [spec for spec in plan.drills() if spec.scenario.name == "network_isolation"]
@@ -116,6 +130,7 @@ _CRITERIA = f"{_SCENARIO}.scenarios.validation_criteria"
 PAIR_EFFECTS: dict[str, Effect] = {
     "targets.replication": effect_loss,
     "targets.may_lose_seconds": effect_loss,
+    "targets.patroni": effect_patroni,
     "targets.fencing": effect_fencing,
     "targets.failures": effect_failures,
     "targets.failover_seconds": effect_failover,

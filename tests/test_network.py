@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from recovery_pipelines.errors import NetworkError
-from recovery_pipelines.network.failover import FAILURES_TO_DECLARE, Observation
 from recovery_pipelines.network.outside import Laboratory
+from recovery_pipelines.network.vantage import FAILURES_TO_DECLARE, Observation
 from recovery_pipelines.sandbox import Sandbox
 from recovery_pipelines.tools import find_tool
 

@@ -19,6 +19,8 @@ from recovery_pipelines.drills.network_checks import (
 )
 from recovery_pipelines.drills.record import DrillRecord
 from recovery_pipelines.drills.scenarios import carry_out_steps
+from recovery_pipelines.network import outside
+from recovery_pipelines.tools import find_tool
 from recovery_pipelines.verdict import Verdict
 from tests.plans import MONTH, make_spec
 
@@ -29,7 +31,9 @@ CRITERIA = (
     "bandwidth_normal",
     "no_split_brain",
     "no_acknowledged_write_lost",
+    "primary_restored",
 )
+PATRONI = str(Path(__file__).parent.parent / ".venv/patroni/bin/patroni")
 SAFE = Promise(synchronous=True, latency_seconds=0.05, may_lose_seconds=0, failover_seconds=10)
 LAX = replace(SAFE, synchronous=False, may_lose_seconds=5)
 
@@ -63,6 +67,8 @@ GOOD = Observed(
     writes_after={"client": "primary"},
     acknowledged=[write(1, "primary", 9), write(2, "standby", 13), write(3, "primary", 20)],
     held=HELD,
+    primaries_after=["primary"],
+    standby_follows=True,
 )
 WITHOUT_2 = {node: {"client": [1, 3]} for node in HELD}
 
@@ -98,6 +104,23 @@ def test_what_is_well_passes_and_what_was_not_seen_is_unverified() -> None:
             {"acknowledged": [write(1, "primary", 12.5), write(2, "standby", 13)]},
             "FAIL",
         ),
+        (
+            "no_split_brain",
+            SAFE,
+            {
+                "acknowledged": [
+                    write(1, "standby", 11),
+                    write(2, "primary", 11.5),
+                    write(3, "standby", 13),
+                ]
+            },
+            "FAIL",
+        ),
+        ("primary_restored", SAFE, {"writes_after": {"client": "standby"}}, "FAIL"),
+        ("primary_restored", SAFE, {"writes_after": {"client": None}}, "FAIL"),
+        ("primary_restored", SAFE, {"primaries_after": ["primary", "standby"]}, "FAIL"),
+        ("primary_restored", SAFE, {"primaries_after": []}, "FAIL"),
+        ("primary_restored", SAFE, {"standby_follows": False}, "FAIL"),
         ("no_acknowledged_write_lost", SAFE, {"held": WITHOUT_2}, "FAIL"),
         ("no_acknowledged_write_lost", LAX, {"held": WITHOUT_2}, "PASS"),
         (
@@ -167,6 +190,19 @@ def test_a_synchronous_pair_with_fencing_passes(tmp_path: Path) -> None:
     assert set(looks["vantage_point"]) == {"standby", "witness"}
 
 
+def test_patroni_fails_over_and_back(tmp_path: Path) -> None:
+    record = drill(tmp_path, failures=["one_sided_drop"], patroni=PATRONI)
+    if record.verdict is Verdict.UNVERIFIED:
+        pytest.skip(record.reason)
+    assert record.verdict is Verdict.PASS, record.reason
+    assert verdicts(record)["primary_restored"] is Verdict.PASS
+    assert record.metrics["lost_writes"] == 0 < record.metrics["acknowledged_writes"]
+    acknowledged = pd.read_parquet(record.folder / "acknowledgements.parquet")
+    client = acknowledged[acknowledged["writer"] == "client"]
+    changes = client["node"][client["node"].shift() != client["node"]]
+    assert list(changes) == ["primary", "standby", "primary"]
+
+
 def test_an_asynchronous_pair_without_fencing_is_found_out(tmp_path: Path) -> None:
     record = drill(tmp_path, failures=["one_sided_drop"], replication="asynchronous", fencing=False)
     if record.verdict is Verdict.UNVERIFIED:
@@ -177,6 +213,17 @@ def test_an_asynchronous_pair_without_fencing_is_found_out(tmp_path: Path) -> No
     assert found["no_acknowledged_write_lost"] is Verdict.FAIL
     assert record.metrics["lost_writes"] > 100
     assert f"{record.metrics['lost_writes']:,} of" in record.reason
+
+
+def test_a_machine_without_etcd_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def find(name: str, package: str | None = None) -> str:
+        return find_tool(f"no-such-{name}" if name == "etcd" else name, package)
+
+    monkeypatch.setattr(outside, "find_tool", find)
+    record = drill(tmp_path, failures=["drop"], patroni="/bin/true")
+    assert record.verdict is Verdict.UNVERIFIED, record.reason
+    assert set(verdicts(record).values()) == {Verdict.UNVERIFIED}
+    assert "etcd-server" in record.reason
 
 
 def test_a_machine_that_cannot_do_it_says_so(

@@ -43,6 +43,11 @@ class Observed:
     """By host: the node that took a write after the restoration."""
     acknowledged: Sequence[Mapping[str, Any]] = ()
     """`writer`, `number`, `node`, `at`."""
+    primaries_after: Sequence[str] = ()
+    """Nodes that take themselves for the primary after the restoration."""
+    standby_follows: bool = False
+    """Whether the standby has all that the primary has then, and the primary waits for it if it
+    must."""
     held: Mapping[str, Mapping[str, Sequence[int]]] = field(default_factory=dict)
     """By node and writer: the numbers that it holds at the end."""
 
@@ -125,6 +130,8 @@ def self_test(
     harms: list[tuple[str, str, dict[str, Any]]] = [
         ("all_services_accessible", "a client that no node serves", {"writes_after": {"x": None}}),
         ("no_split_brain", "two primaries", {"primaries": ["primary", "standby"]}),
+        ("primary_restored", "writes go to the standby", {"writes_after": {"x": "standby"}}),
+        ("primary_restored", "a standby that does not follow", {"standby_follows": False}),
     ]
     cases = [(name, kind, replace(seen, **harm)) for name, kind, harm in harms]
     cases += [
@@ -185,10 +192,11 @@ def _no_split_brain(seen: Observed, promise: Promise) -> _Judgement:
     expected = "one primary at every moment: no node acknowledges beside the one promoted"
     if seen.promoted_at is None or not seen.primaries:
         return Verdict.UNVERIFIED, expected, "there was no failover to look at"
+    taken_over_at = min(seen.promoted_at, _first_taken_over(seen))
     beside = [
         write
         for write in seen.acknowledged
-        if write["node"] == "primary" and seen.promoted_at < write["at"] < _restored_at(seen)
+        if write["node"] == "primary" and taken_over_at < write["at"] < _restored_at(seen)
     ]
     found = f"primaries after the failover: {', '.join(seen.primaries)}; "
     found += f"{len(beside)} writes acknowledged beside the promoted node"
@@ -196,10 +204,27 @@ def _no_split_brain(seen: Observed, promise: Promise) -> _Judgement:
     return Verdict.PASS if right else Verdict.FAIL, expected, found
 
 
+def _first_taken_over(seen: Observed) -> float:
+    """When the standby acknowledged for the first time: a poll may see its promotion later."""
+    return min((w["at"] for w in seen.acknowledged if w["node"] == "standby"), default=float("inf"))
+
+
 def _restored_at(seen: Observed) -> float:
     """When the standby acknowledged for the last time: what the primary says before that, it says
     beside it."""
     return max((w["at"] for w in seen.acknowledged if w["node"] == "standby"), default=float("inf"))
+
+
+def _primary_restored(seen: Observed, promise: Promise) -> _Judgement:
+    expected = "the primary takes every write again, and the standby follows it"
+    if not seen.writes_after:
+        return Verdict.UNVERIFIED, expected, "not looked at"
+    taken = sorted({node or "nobody" for node in seen.writes_after.values()})
+    found = f"writes taken by: {', '.join(taken)}; primaries: {', '.join(seen.primaries_after)}; "
+    found += f"the standby {'follows' if seen.standby_follows else 'does not follow'}"
+    alone = taken == list(seen.primaries_after) == ["primary"]
+    right = alone and seen.standby_follows
+    return Verdict.PASS if right else Verdict.FAIL, expected, found
 
 
 def _no_acknowledged_write_lost(seen: Observed, promise: Promise) -> _Judgement:
@@ -254,5 +279,6 @@ _JUDGES: dict[str, Callable[[Observed, Promise], _Judgement]] = {
     "latency_within_limits": _latency_within_limits,
     "bandwidth_normal": _bandwidth_normal,
     "no_split_brain": _no_split_brain,
+    "primary_restored": _primary_restored,
     "no_acknowledged_write_lost": _no_acknowledged_write_lost,
 }

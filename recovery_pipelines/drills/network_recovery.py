@@ -23,7 +23,7 @@ from recovery_pipelines.errors import NetworkError
 from recovery_pipelines.network.outside import Laboratory
 from recovery_pipelines.plan import DrillSpec
 
-CHECKS = ("network_was_cut", "failed_over_in_time", "self_test")
+CHECKS = ("network_was_cut", "failed_over_in_time", "primary_restored", "self_test")
 """Checks beside the plan's criteria."""
 
 _VANTAGE_POINTS = ["standby", "witness"]
@@ -163,6 +163,7 @@ def _start(run: DrillRun) -> _Isolation:
         run.sandbox,
         run.sandbox.tree("logs").path,
         synchronous=run.spec.pair.replication == "synchronous",
+        patroni=run.spec.pair.patroni,
     )
     run.cleanup.callback(laboratory.end)
     return _Isolation(laboratory)
@@ -176,7 +177,7 @@ def _state(run: DrillRun) -> _Isolation:
 def _note_times(run: DrillRun, found: dict[str, float | None]) -> None:
     declared_at, promoted_at = found["declared_at"], found["promoted_at"]
     if run.damaged_at is None or declared_at is None or promoted_at is None:
-        run.journal(event="no failover: the vantage points do not agree that the primary is gone")
+        run.journal(event="no failover: the standby was not promoted")
         return
     run.phases["detect"] = declared_at - run.damaged_at
     run.phases["publish"] = promoted_at - declared_at
@@ -209,6 +210,8 @@ def _restore(run: DrillRun, state: _Isolation, laboratory: Laboratory) -> None:
         writes_after=writes,
         acknowledged=found["acknowledged"],
         held=found["held"],
+        primaries_after=found["primaries"],
+        standby_follows=found["standby_follows"],
     )
     run.keep("acknowledgements", pd.DataFrame(found["acknowledged"]))
 
@@ -231,7 +234,7 @@ def _measure_after(laboratory: Laboratory, before: Sequence[Route]) -> list[Rout
 
 def _conclude(run: DrillRun, state: _Isolation) -> None:
     seen = state.seen
-    names = run.spec.scenario.validation_criteria.names
+    names = (*run.spec.scenario.validation_criteria.names, "primary_restored")
     promise = promise_of(run.spec)
     run.checks += [judge(name, seen, promise) for name in names]
     run.checks.append(network_was_cut(seen, run.spec.engine))

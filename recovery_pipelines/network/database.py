@@ -1,11 +1,13 @@
-"""A PostgreSQL server on a host: primary or standby, promoted, stopped, rewound, followed.
+"""A PostgreSQL server on a host: primary or standby, asked, promoted, stopped, rewound, followed.
 
 It is governed through its unix socket, which no cut of the network touches.
 """
 
+import socket
 import subprocess
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +19,8 @@ from recovery_pipelines.network.measure import await_condition
 from recovery_pipelines.tools import run_tool
 
 PORT = 5432
-_WAIT_SECONDS = 20.0
-_SETTINGS = {
-    "listen_addresses": "*",
-    "port": str(PORT),
+WAIT_SECONDS = 20.0
+SETTINGS = {
     "shared_buffers": "16MB",
     "max_connections": "40",
     "timezone": "UTC",
@@ -29,29 +29,110 @@ _SETTINGS = {
     "wal_sender_timeout": "2s",
     "wal_retrieve_retry_interval": "200ms",
 }
-_ACCESS = "local all all trust\nhost all all all trust\nhost replication all all trust\n"
+"""How every server of a pair is set."""
+ACCESS = (
+    "local all,replication all trust",
+    "host all,replication all all trust",
+)
 
 
-class Node:
-    """One server, its data in `folder`."""
+@dataclass(frozen=True)
+class Place:
+    """Where the programs of a host run: its network, their logs, and a folder of their user's."""
 
-    def __init__(
+    host: Host
+    folder: Path
+    logs: Path
+    as_user: Callable[[Sequence[str]], list[str]]
+    """Makes a command run as that user."""
+
+    def command(self, argv: Sequence[str]) -> list[str]:
+        """The command that runs a program there."""
+        return self.host.command(self.as_user(argv))
+
+
+class Server:
+    """One server, whoever started it: what it is asked."""
+
+    def __init__(self, place: Place) -> None:
+        self.place = place
+        self.host = place.host
+        self.name = place.host.name
+
+    @property
+    def runs(self) -> bool:
+        """Whether anything listens on its socket."""
+        with socket.socket(socket.AF_UNIX) as asked:
+            asked.settimeout(1)
+            try:
+                asked.connect(str(self.place.folder / f".s.PGSQL.{PORT}"))
+            except (FileNotFoundError, ConnectionRefusedError):
+                return False
+            except OSError:
+                pass  # it is there, and busy
+        return True
+
+    @property
+    def is_primary(self) -> bool:
+        """Whether it runs and takes itself for the primary; waits while it starts or stops."""
+        deadline = time.monotonic() + WAIT_SECONDS
+        while self.runs:
+            try:
+                return self.ask("select pg_is_in_recovery()") is False
+            except NetworkError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.02)
+        return False
+
+    def ask(self, statement: str) -> Any:
+        """The first column of the first row that a statement returns, or None."""
+        address = f"host={self.place.folder} port={PORT} user=postgres dbname=postgres"
+        try:
+            with psycopg.connect(address, autocommit=True, connect_timeout=5) as connection:
+                cursor = connection.execute(statement.encode())
+                row = cursor.fetchone() if cursor.description else None
+        except psycopg.Error as error:
+            raise NetworkError(f"{self.name}: {error}") from None
+        return row[0] if row else None
+
+    def await_standby(
         self,
-        host: Host,
-        folder: Path,
-        logs: Path,
-        tool: Callable[[str], str],
-        as_user: Callable[[Sequence[str]], list[str]],
+        standby: "Server",
+        timeout_seconds: float = WAIT_SECONDS,
+        *,
+        synchronous: bool = False,
     ) -> None:
-        """`tool` finds a program of PostgreSQL; `as_user` makes a command run as its user, who
-        must own `folder`."""
-        self.host = host
-        self.name = host.name
-        self._folder = folder
-        self._data = folder / "data"
-        self._log = logs / f"{host.name}.log"
+        """Wait until `standby` streams from this node and has everything that it had just now; with
+        `synchronous`, until this node waits for it, too. Raises NetworkError."""
+        position = self.ask("select pg_current_wal_lsn()")
+        caught_up = (
+            "select count(*) from pg_stat_replication where state = 'streaming' "
+            f"and application_name = '{standby.name}' and replay_lsn >= '{position}'"
+        )
+        if synchronous:
+            caught_up += " and sync_state = 'sync'"
+        if not await_condition(lambda: self.ask(caught_up) == 1, timeout_seconds):
+            raise NetworkError(f"{standby.name} does not catch up with {self.name}")
+
+    def rows(self) -> dict[str, set[int]]:
+        """The numbers in the ledger, by writer."""
+        text = self.ask(
+            "select coalesce(json_object_agg(writer, numbers), '{}') from "
+            "(select writer, json_agg(number) as numbers from recovery_ledger group by writer) x"
+        )
+        return {writer: set(numbers) for writer, numbers in text.items()}
+
+
+class Node(Server):
+    """One that we start, stop and promote ourselves."""
+
+    def __init__(self, place: Place, tool: Callable[[str], str]) -> None:
+        """`tool` finds a program of PostgreSQL."""
+        super().__init__(place)
+        self._data = place.folder / "data"
+        self._log = place.logs / f"{self.name}.log"
         self._tool = tool
-        self._as_user = as_user
         self._process: subprocess.Popen[bytes] | None = None
 
     # --- making -------------------------------------------------------------------------
@@ -60,7 +141,7 @@ class Node:
         """A new, empty database."""
         options = ("-U", "postgres", "-A", "trust", "-k", "-N", "-E", "UTF8", "--wal-segsize=1")
         self._run("initdb", "-D", str(self._data), *options)
-        self._run_as_user("tee", str(self._data / "pg_hba.conf"), stdin=_ACCESS)
+        self._run_as_user("tee", str(self._data / "pg_hba.conf"), stdin="\n".join(ACCESS) + "\n")
 
     def copy_from(self, source: "Node") -> None:
         """A base backup of a running node, over the network."""
@@ -80,13 +161,13 @@ class Node:
         command = [self._tool("postgres"), "-D", str(self._data)]
         with self._log.open("ab") as output:
             self._process = subprocess.Popen(
-                self.host.command(self._as_user(command)),
+                self.place.command(command),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
                 start_new_session=True,
             )
-        if not await_condition(self._is_ours_and_answers, _WAIT_SECONDS):
+        if not await_condition(self._is_ours_and_answers, WAIT_SECONDS):
             said = self._log.read_text(errors="replace").strip()[-1000:]
             raise NetworkError(f"the database on {self.name} does not answer: {said}")
 
@@ -97,7 +178,7 @@ class Node:
         self.ask("select pg_reload_conf()")
         wanted = standby.name if standby else ""
         if not await_condition(
-            lambda: self.ask("show synchronous_standby_names") == wanted, _WAIT_SECONDS
+            lambda: self.ask("show synchronous_standby_names") == wanted, WAIT_SECONDS
         ):
             raise NetworkError(f"{self.name} does not take its new configuration")
 
@@ -110,7 +191,7 @@ class Node:
         Returns when its last process is gone."""
         if self._process and self.runs:
             self._run("pg_ctl", "stop", "-D", str(self._data), "-m", mode, "-w", "-t", "20")
-            self._process.wait(timeout=_WAIT_SECONDS)
+            self._process.wait(timeout=WAIT_SECONDS)
 
     def promote(self) -> None:
         """Make a standby the primary; returns when it is one."""
@@ -123,42 +204,6 @@ class Node:
         source.ask("checkpoint")
         server = f"host={source.host.address} port={PORT} user=postgres dbname=postgres"
         self._run("pg_rewind", "-D", str(self._data), f"--source-server={server}")
-
-    # --- asking -------------------------------------------------------------------------
-
-    def ask(self, statement: str) -> Any:
-        """The first column of the first row that a statement returns, or None."""
-        address = f"host={self._folder} port={PORT} user=postgres dbname=postgres"
-        try:
-            with psycopg.connect(address, autocommit=True, connect_timeout=5) as connection:
-                cursor = connection.execute(statement.encode())
-                row = cursor.fetchone() if cursor.description else None
-        except psycopg.Error as error:
-            raise NetworkError(f"{self.name}: {error}") from None
-        return row[0] if row else None
-
-    @property
-    def is_primary(self) -> bool:
-        """Whether it runs and takes itself for the primary."""
-        return self.runs and self.ask("select pg_is_in_recovery()") is False
-
-    def await_standby(self, standby: "Node", timeout_seconds: float = _WAIT_SECONDS) -> None:
-        """Wait until `standby` streams from this node and has everything that it had just now."""
-        position = self.ask("select pg_current_wal_lsn()")
-        caught_up = (
-            "select count(*) from pg_stat_replication where state = 'streaming' "
-            f"and application_name = '{standby.name}' and replay_lsn >= '{position}'"
-        )
-        if not await_condition(lambda: self.ask(caught_up) == 1, timeout_seconds):
-            raise NetworkError(f"{standby.name} does not catch up with {self.name}")
-
-    def rows(self) -> dict[str, set[int]]:
-        """The numbers in the ledger, by writer."""
-        text = self.ask(
-            "select coalesce(json_object_agg(writer, numbers), '{}') from "
-            "(select writer, json_agg(number) as numbers from recovery_ledger group by writer) x"
-        )
-        return {writer: set(numbers) for writer, numbers in text.items()}
 
     def _is_ours_and_answers(self) -> bool:
         """Another server in this place would make everything that follows a lie."""
@@ -174,8 +219,10 @@ class Node:
 
     def _configure(self, follow: "Node | None", synchronous: "Node | None") -> None:
         """The whole of postgresql.auto.conf: pg_rewind copies that of another node."""
-        settings = _SETTINGS | {
-            "unix_socket_directories": str(self._folder),
+        settings = SETTINGS | {
+            "listen_addresses": "*",
+            "port": str(PORT),
+            "unix_socket_directories": str(self.place.folder),
             "synchronous_standby_names": synchronous.name if synchronous else "",
         }
         if follow:
@@ -190,8 +237,8 @@ class Node:
     def _run_as_user(self, *argv: str, stdin: str = "") -> None:
         began = time.monotonic()
         done = run_tool(
-            self.host.command(self._as_user(argv)),
-            cwd=self._folder,
+            self.place.command(argv),
+            cwd=self.place.folder,
             stdin=stdin.encode(),
             timeout_seconds=60,
         )

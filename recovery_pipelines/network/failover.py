@@ -1,93 +1,69 @@
-"""Noticing from several hosts that the primary is cut off, and handing over to the standby."""
+"""Failover of our own: two views, a primary stopped out of band, a standby promoted."""
 
-import threading
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 
-from recovery_pipelines.network import measure
-from recovery_pipelines.network.database import PORT, Node
-from recovery_pipelines.network.hosts import Host
-
-PROBE_TIMEOUT_SECONDS = 0.5
-PROBE_INTERVAL_SECONDS = 0.2
-FAILURES_TO_DECLARE = 3
-TOLERATED_LOSS = 0.1
-_ECHOES = 20
-_ECHO_INTERVAL_SECONDS = 0.005
-_TRANSFER_BYTES = 250_000
+from recovery_pipelines.network.database import Node, Place
+from recovery_pipelines.network.measure import await_condition
+from recovery_pipelines.network.pair import Failover, Pair
+from recovery_pipelines.network.vantage import VantagePoint
 
 
-@dataclass(frozen=True)
-class Observation:
-    """What one look at the primary found; `why` is empty if it was well."""
+class OwnPair(Pair):
+    """A pair that we start, watch, fence and promote."""
 
-    at: float
-    why: str
+    primary: Node
+    standby: Node
 
+    def __init__(
+        self, primary: Place, standby: Place, tool: Callable[[str], str], *, synchronous: bool
+    ) -> None:
+        """`tool` finds a program of PostgreSQL."""
+        super().__init__(synchronous=synchronous)
+        self.primary, self.standby = Node(primary, tool), Node(standby, tool)
 
-class VantagePoint:
-    """Looks at the primary from one host until stopped."""
+    def build(self, *statements: str) -> None:
+        self.primary.create()
+        self.primary.start()
+        for statement in statements:
+            self.primary.ask(statement)
+        self.standby.copy_from(self.primary)
+        self.standby.start(follow=self.primary)
+        self._follow(self.primary, self.standby)
 
-    def __init__(self, host: Host, primary: Host, least_bits_per_second: float) -> None:
-        self.name = host.name
-        self.observations: list[Observation] = []
-        self._primary = primary
-        self._least = least_bits_per_second
-        self._stopped = threading.Event()
-        self._thread = host.start(self._look, "vantage point")
+    def fail_over(
+        self, points: Sequence[VantagePoint], *, fence: bool, patience: float
+    ) -> Failover:
+        """Promote the standby once every vantage point declares the primary failed; before that, if
+        `fence`, stop the primary where it stands, by a way that does not need the network.
 
-    @property
-    def declares_failure(self) -> bool:
-        latest = self.observations[-FAILURES_TO_DECLARE:]
-        return len(latest) == FAILURES_TO_DECLARE and all(seen.why for seen in latest)
+        Nothing happens if they do not agree within `patience` seconds: one view alone may be wrong.
+        """
+        if not await_condition(lambda: all(p.declares_failure for p in points), patience):
+            return Failover()
+        declared_at = time.monotonic()
+        fenced_at = None
+        if fence:
+            self.primary.stop("immediate")
+            fenced_at = time.monotonic()
+        self.standby.promote()
+        return Failover(declared_at, fenced_at, time.monotonic())
 
-    def stop(self) -> None:
-        self._stopped.set()
-        self._thread.join()
+    def rejoin(self) -> None:
+        if self.primary.runs:
+            self.primary.stop("immediate")  # a second primary has nothing to hand over
+        self.primary.rewind(self.standby)
+        self.primary.start(follow=self.standby)
+        self._follow(self.standby, self.primary)
 
-    def _look(self) -> None:
-        while not self._stopped.is_set():
-            why = self._trouble()
-            self.observations.append(Observation(time.monotonic(), why))
-            self._stopped.wait(PROBE_INTERVAL_SECONDS)
+    def fail_back(self) -> None:
+        self.standby.await_standby(self.primary)
+        self.standby.stop("fast")
+        self.primary.promote()
+        self.standby.start(follow=self.primary)
+        self._follow(self.primary, self.standby)
 
-    def _trouble(self) -> str:
-        address = self._primary.address
-        if not measure.answers(address, PORT, PROBE_TIMEOUT_SECONDS):
-            return f"no connection within {PROBE_TIMEOUT_SECONDS} s"
-        seen = measure.ping(address, _ECHOES, _ECHO_INTERVAL_SECONDS, PROBE_TIMEOUT_SECONDS)
-        if seen.loss > TOLERATED_LOSS:
-            return f"{seen.loss:.0%} of {seen.sent} echoes lost"
-        rate = measure.bandwidth(address, _TRANSFER_BYTES, 2 * PROBE_TIMEOUT_SECONDS)
-        if rate < self._least:
-            return f"{rate / 1e6:.1f} Mbit/s"
-        return ""
-
-
-@dataclass(frozen=True)
-class Failover:
-    """When the standby took over. Times are monotonic; None: it did not happen."""
-
-    declared_at: float | None = None
-    fenced_at: float | None = None
-    promoted_at: float | None = None
-
-
-def fail_over(
-    points: Sequence[VantagePoint], primary: Node, standby: Node, *, fence: bool, patience: float
-) -> Failover:
-    """Promote the standby once every vantage point declares the primary failed; before that, if
-    `fence`, stop the primary where it stands, by a way that does not need the network.
-
-    Nothing happens if they do not agree within `patience` seconds: one view alone may be wrong.
-    """
-    if not measure.await_condition(lambda: all(p.declares_failure for p in points), patience):
-        return Failover()
-    declared_at = time.monotonic()
-    fenced_at = None
-    if fence:
-        primary.stop("immediate")
-        fenced_at = time.monotonic()
-    standby.promote()
-    return Failover(declared_at, fenced_at, time.monotonic())
+    def _follow(self, primary: Node, standby: Node) -> None:
+        primary.await_standby(standby)
+        if self.synchronous:
+            primary.demand_synchronous(standby)

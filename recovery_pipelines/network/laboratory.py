@@ -8,6 +8,7 @@ import os
 import subprocess
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from pwd import getpwnam
@@ -18,9 +19,12 @@ import psycopg
 from recovery_pipelines.errors import NetworkError, RecoveryError
 from recovery_pipelines.namespaces import answer, as_user, first_words, mount, refuse, requests
 from recovery_pipelines.network import measure
-from recovery_pipelines.network.database import PORT, Node
-from recovery_pipelines.network.failover import VantagePoint, fail_over
+from recovery_pipelines.network.database import PORT, Place
+from recovery_pipelines.network.failover import OwnPair
 from recovery_pipelines.network.hosts import build_network, cut, heal
+from recovery_pipelines.network.pair import Pair
+from recovery_pipelines.network.patroni import PatroniPair, Programs
+from recovery_pipelines.network.vantage import VantagePoint
 from recovery_pipelines.network.writers import TABLE, Writer, client_address
 
 ROOM = Path("/mnt")
@@ -40,24 +44,30 @@ class _Laboratory:
     def __init__(self, told: dict[str, Any]) -> None:
         self._told = told
         self._logs = Path(told["logs"])
-        self._synchronous = bool(told["synchronous"])
         for where in (ROOM, Path("/dev/shm")):
             mount("-t", "tmpfs", "-o", f"mode=755,size={_ROOM_BYTES}", "tmpfs", str(where))
         self.hosts = build_network(HOSTS)
-        self.primary, self.standby = (self._node(name) for name in ("primary", "standby"))
+        self.pair = self._pair()
+        self.primary, self.standby = self.pair.servers
         self.points: list[VantagePoint] = []
         self.writers: list[Writer] = []
 
-    def _node(self, name: str) -> Node:
+    def _pair(self) -> Pair:
+        primary, standby = self._place("primary"), self._place("standby")
+        tools, synchronous = Path(self._told["postgres_tools"]), bool(self._told["synchronous"])
+        if not self._told["patroni"]:
+            return OwnPair(primary, standby, lambda t: str(tools / t), synchronous=synchronous)
+        programs = Programs(self._told["patroni"], self._told["etcd"], tools)
+        witness = self._place("witness")
+        return PatroniPair(primary, standby, witness, programs, synchronous=synchronous)
+
+    def _place(self, name: str) -> Place:
         folder = ROOM / name
         folder.mkdir(mode=0o700)
         if not self._told["ordinary_user"]:
             user = getpwnam(self._told["user"])
             os.chown(folder, user.pw_uid, user.pw_gid)
-        tools = Path(self._told["postgres_tools"])
-        return Node(
-            self.hosts[name], folder, self._logs, lambda tool: str(tools / tool), self._as_user
-        )
+        return Place(self.hosts[name], folder, self._logs, self._as_user)
 
     def _as_user(self, command: Sequence[str]) -> list[str]:
         ordinary_user = self._told["ordinary_user"]
@@ -67,18 +77,10 @@ class _Laboratory:
 
     def do_build(self) -> dict[str, Any]:
         """The replicating pair, the clients and the vantage points."""
-        primary, standby = self.primary, self.standby
-        primary.create()
-        primary.start()
-        primary.ask(TABLE)
-        standby.copy_from(primary)
-        standby.start(follow=primary)
-        primary.await_standby(standby)
-        if self._synchronous:
-            primary.demand_synchronous(standby)
+        self.pair.build(TABLE)
         for host in self.hosts.values():
             host.start(measure.serve_sink, "sink")
-        nodes = (primary.host, standby.host)
+        nodes = (self.primary.host, self.standby.host)
         self.writers = [
             Writer("client", self.hosts["client"], nodes),
             Writer("beside_primary", self.hosts["primary"], nodes),
@@ -133,7 +135,7 @@ class _Laboratory:
         return {"began": began, "ended": time.monotonic()}
 
     def do_fail_over(self, fence: bool, patience: float) -> dict[str, Any]:
-        done = fail_over(self.points, self.primary, self.standby, fence=fence, patience=patience)
+        done = self.pair.fail_over(self.points, fence=fence, patience=patience)
         for point in self.points:
             point.stop()
         return asdict(done) | {
@@ -154,7 +156,7 @@ class _Laboratory:
                 time.sleep(0.02)
             latest = writer.acknowledged[-1]
             served[writer.name] = latest.node if latest.at > since else None
-        primaries = [node.name for node in (self.primary, self.standby) if node.is_primary]
+        primaries = [node.name for node in self.pair.servers if node.is_primary]
         return {"served": served, "primaries": primaries}
 
     def do_heal(self) -> dict[str, Any]:
@@ -169,51 +171,42 @@ class _Laboratory:
 
     def do_rejoin(self) -> dict[str, Any]:
         """The former primary becomes the standby of the node that took over."""
-        began = time.monotonic()
-        if self.primary.runs:
-            self.primary.stop("immediate")  # a second primary has nothing to hand over
-        self.primary.rewind(self.standby)
-        self.primary.start(follow=self.standby)
-        self.standby.await_standby(self.primary)
-        if self._synchronous:
-            self.standby.demand_synchronous(self.primary)
-        return {"seconds": time.monotonic() - began}
+        self.pair.rejoin()
+        return {}
 
     def do_fail_back(self) -> dict[str, Any]:
         """Hand over to the former primary without loss; the other becomes its standby again."""
         began = time.monotonic()
-        self.standby.await_standby(self.primary)
-        self.standby.stop("fast")
-        self.primary.promote()
-        promoted_at = time.monotonic()
-        self.standby.start(follow=self.primary)
-        self.primary.await_standby(self.standby)
-        if self._synchronous:
-            self.primary.demand_synchronous(self.standby)
+        self.pair.fail_back()
         for writer in self.writers:
-            self._await_write(writer, "primary", promoted_at)
-        return {"seconds": time.monotonic() - began}
+            self._await_write(writer, "primary", began)
+        return {}
 
     def do_finish(self) -> dict[str, Any]:
-        """Stop the clients; what they were told, and what the nodes hold."""
+        """Stop the clients; what they were told, what the nodes are and hold. A node that cannot be
+        read is missing in `held`."""
         for writer in self.writers:
             writer.stop()
+        follows = False
+        with suppress(NetworkError):
+            self.primary.await_standby(self.standby, synchronous=self.pair.synchronous)
+            follows = True
         held: dict[str, dict[str, list[int]]] = {}
-        if self.primary.is_primary and self.standby.runs:
-            self.primary.await_standby(self.standby)
-        for node in (self.primary, self.standby):
-            if node.runs:
+        for node in self.pair.servers:
+            with suppress(NetworkError):
                 held[node.name] = {name: sorted(rows) for name, rows in node.rows().items()}
         return {
             "acknowledged": [asdict(a) for writer in self.writers for a in writer.acknowledged],
             "held": held,
+            "primaries": [node.name for node in self.pair.servers if node.is_primary],
+            "standby_follows": follows,
             "errors": {writer.name: writer.errors for writer in self.writers},
         }
 
     def do_write_once(self, source: str) -> dict[str, Any]:
         """Write one row from a host to whichever node takes it; names the node."""
-        nodes = {node.host.address: node.name for node in (self.primary, self.standby)}
-        address = client_address([self.primary.host, self.standby.host])
+        nodes = {node.host.address: node.name for node in self.pair.servers}
+        address = client_address([node.host for node in self.pair.servers])
 
         def write() -> str:
             with psycopg.connect(address, autocommit=True) as connection:

@@ -13,7 +13,7 @@ from recovery_pipelines.plan.any_target import TAGS, AnyTarget
 from recovery_pipelines.plan.databases import DatabaseTarget
 from recovery_pipelines.plan.model import Plan
 from recovery_pipelines.plan.repositories import RepositoryTarget
-from recovery_pipelines.plan.targets import Target
+from recovery_pipelines.plan.targets import ReplicationTarget, Target
 
 PLAN_VARIABLE = "RECOVERY_PLAN"
 
@@ -77,7 +77,7 @@ def parse_plan(text: str, *, name: str, folder: Path) -> Plan:
 
 def _anchored(target: AnyTarget, folder: Path) -> AnyTarget:
     """Its paths, which the plan gives relative to its own folder."""
-    if isinstance(target, RepositoryTarget | DatabaseTarget):
+    if isinstance(target, RepositoryTarget | DatabaseTarget | ReplicationTarget):
         return target.anchored(folder)
     if isinstance(target, Target) and target.path:
         return target.model_copy(update={"path": folder / target.path.expanduser()})

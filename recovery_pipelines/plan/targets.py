@@ -182,18 +182,24 @@ class ServicesTarget(Strict):
     _no_repeats = field_validator("recoveries", "faults")(unique)
 
 
+_PATRONI_SECONDS = 30
+
+
 class ReplicationTarget(Strict):
     """A database on a primary and a standby, which takes over when the primary is cut off."""
 
     replication: Literal["synchronous", "asynchronous"]
     """`synchronous` (nothing is acknowledged that the standby lacks) or `asynchronous`."""
+    patroni: str | None = None
+    """The program, as a path or a name on PATH: Patroni and etcd see to the failover instead of our
+    own. See [networks](network.md#patroni)."""
     fencing: bool = True
-    """Stop the primary before the standby is promoted."""
+    """Stop the primary before the standby is promoted. Patroni does so by itself."""
     failures: Annotated[tuple[NetworkFailure, ...], Field(min_length=1)] = ("drop",)
     """What happens to the primary's network; one drill for each."""
     failover_seconds: PositiveFloat = 10
     """Longest time from the failure to a standby that takes writes; the check
-    `failed_over_in_time`."""
+    `failed_over_in_time`. With `patroni` 30 if left out: its shortest lease is 20 s."""
     latency_seconds: PositiveFloat = 0.05
     """Within this, 95 % of the echoes must come back after the restoration."""
     may_lose_seconds: NonNegativeFloat = 0
@@ -203,6 +209,25 @@ class ReplicationTarget(Strict):
     @property
     def not_kept(self) -> tuple[str, ...]:
         return ()
+
+    def anchored(self, folder: Path) -> Self:
+        """Its paths, which the plan gives relative to its own folder."""
+        if self.patroni is None or "/" not in self.patroni:
+            return self
+        return self.model_copy(update={"patroni": str(folder / Path(self.patroni).expanduser())})
+
+    @model_validator(mode="before")
+    @classmethod
+    def _patroni_takes_its_time(cls, data: object) -> object:
+        if isinstance(data, dict) and data.get("patroni"):
+            return {"failover_seconds": _PATRONI_SECONDS} | data
+        return data
+
+    @model_validator(mode="after")
+    def _patroni_fences(self) -> Self:
+        if self.patroni and not self.fencing:
+            raise ValueError("fencing is up to Patroni where `patroni` is given: leave it out")
+        return self
 
     @model_validator(mode="after")
     def _synchronous_loses_nothing(self) -> Self:
