@@ -3,6 +3,7 @@
 Run inside namespaces of its own: `python -m tests.page_cache_model FOLDER SEED`.
 """
 
+import errno
 import json
 import os
 import random
@@ -13,6 +14,8 @@ from recovery_pipelines.services.page_cache import mount_page_cache
 
 _NAMES = ("a", "b", "c", "d")
 _LONGEST_BYTES = 20_000
+_SIZE_BYTES = 16 * 4096
+"""Less than what four files may hold."""
 
 
 class Model:
@@ -23,6 +26,8 @@ class Model:
         self.content: dict[int, bytes] = {}
         self.kept_names: dict[str, int] = {}
         self.kept_content: dict[int, bytes] = {}
+        self.cut: dict[int, int] = {}
+        """The shortest that a file has been since the last sync, by file."""
 
     def write(self, name: str, offset: int, data: bytes) -> None:
         file = self.names.setdefault(name, len(self.content))
@@ -31,16 +36,39 @@ class Model:
 
     def truncate(self, name: str, length: int) -> None:
         file = self.names[name]
+        if length < len(self.content[file]):
+            self.cut[file] = min(length, self.cut.get(file, length))
         self.content[file] = self.content[file][:length].ljust(length, b"\0")
 
     def sync(self, name: str) -> None:
         self.kept_names = dict(self.names)
+        for file, length in self.cut.items():
+            self.kept_content[file] = self.kept_content.get(file, b"")[:length]
+        self.cut.clear()
         self.kept_content[self.names[name]] = self.content[self.names[name]]
 
     def disk(self) -> dict[str, str]:
         return {
             name: self.kept_content.get(file, b"").hex() for name, file in self.kept_names.items()
         }
+
+
+def write(path: Path, flags: int, data: bytes, offset: int) -> int:
+    """How many bytes could be written: all, unless the volume is full."""
+    fd = os.open(path, os.O_WRONLY | flags, 0o600)
+    try:
+        return os.pwrite(fd, data, offset)
+    except OSError as error:
+        assert error.errno == errno.ENOSPC
+        assert free_bytes(path) < len(data) + 4096
+        return 0
+    finally:
+        os.close(fd)
+
+
+def free_bytes(path: Path) -> int:
+    found = os.statvfs(path)
+    return found.f_bavail * found.f_frsize
 
 
 def work(root: Path, model: Model, chance: random.Random) -> None:
@@ -51,16 +79,13 @@ def work(root: Path, model: Model, chance: random.Random) -> None:
     data = chance.randbytes(chance.choice((1, 100, 4096, 9000)))
     offset = chance.randrange(_LONGEST_BYTES)
     if kind == "write":
-        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600), "wb") as file:
-            file.seek(offset)
-            file.write(data)
-        model.write(name, offset, data)
+        done = write(path, os.O_CREAT, data, offset)
+        model.write(name, offset if done else 0, data[:done])
     elif name not in model.names:
         return
     elif kind == "append":
-        with path.open("ab") as file:
-            file.write(data)
-        model.write(name, len(model.content[model.names[name]]), data)
+        end = len(model.content[model.names[name]])
+        model.write(name, end, data[: write(path, os.O_APPEND, data, end)])
     elif kind == "truncate":
         os.truncate(path, offset)
         model.truncate(name, offset)
@@ -85,13 +110,14 @@ def main(folder: Path, seed: int) -> None:
     for life in range(3):
         memory = folder / f"memory-{life}"
         memory.mkdir()
-        volume = mount_page_cache(disk, memory, root)
+        volume = mount_page_cache(disk, memory, root, _SIZE_BYTES)
         for _ in range(300):
             work(root, model, chance)
         seen = {path.name: path.read_bytes() for path in root.iterdir()}
         assert seen == {name: model.content[file] for name, file in model.names.items()}
         volume.cut()
         os.system(f"umount -l {root}")
+        model.cut.clear()
         model.names = dict(model.kept_names)
         model.content = {
             file: model.kept_content.get(file, b"") for file in range(len(model.content))

@@ -14,11 +14,9 @@ from recovery_pipelines.sandbox import Sandbox
 from recovery_pipelines.services.memory import why_no_memory_group
 from recovery_pipelines.services.page_cache import why_no_page_cache
 from recovery_pipelines.services.power import is_attached, make_image
-from recovery_pipelines.services.service import Service
+from recovery_pipelines.services.service import VOLUME_BYTES, Service
 from recovery_pipelines.tools import Finished
 
-VOLUME_BYTES = 640_000_000
-"""Size of a volume's image; it is sparse."""
 VolumeKind = Literal["image", "page cache", "directory"]
 """The first two can lose their power; a directory loses nothing but with its disk."""
 _OFF_TIMEOUT_SECONDS = 20.0

@@ -24,7 +24,7 @@ from recovery_pipelines.namespaces import answer, as_user, first_words, mount, r
 from recovery_pipelines.services import ledger, memory
 from recovery_pipelines.services.page_cache import CachedVolume, mount_page_cache
 from recovery_pipelines.services.power import LoopVolume, mount_image
-from recovery_pipelines.services.service import ROOM, VOLUME, Health, Service
+from recovery_pipelines.services.service import ROOM, VOLUME, VOLUME_BYTES, Health, Service
 from recovery_pipelines.services.supervisor import Supervisor
 from recovery_pipelines.tools import find_tool, run_tool
 
@@ -87,8 +87,7 @@ class _Machine:
     async def do_start(self) -> dict[str, Any]:
         for unit in self.supervisor.units.values():
             self._prepare(unit.service)
-        if not self._reserve.exists():
-            _fill(self._reserve, _RESERVE_BYTES)
+        _fill(self._reserve, _RESERVE_BYTES)
         began = time.monotonic()
         await self.supervisor.start()
         states = self.supervisor.status()
@@ -201,8 +200,10 @@ class _Machine:
 
     async def do_fill(self) -> dict[str, Any]:
         """Fill the volume but for what the file system itself may need to do so."""
-        if not isinstance(self._volume, LoopVolume):
-            raise ServiceError("a disk is filled only on a volume of its own, which needs root")
+        if self._volume is None:
+            raise ServiceError(
+                "a disk is filled only on a volume of its own: a loop device (root) or FUSE"
+            )
         at = time.monotonic()
         _fill(self._ballast, _free_bytes() - _FULL_BELOW_BYTES // 2)
         return {"at": at, "free_bytes": _free_bytes()}
@@ -304,7 +305,7 @@ def _mount_volume(kind: str, path: Path) -> LoopVolume | CachedVolume | None:
     if kind == "page cache":
         memory = ROOM / "page-cache"
         memory.mkdir(mode=0o700)
-        return mount_page_cache(path, memory, VOLUME)
+        return mount_page_cache(path, memory, VOLUME, VOLUME_BYTES)
     mount("--bind", path, VOLUME)
     return None
 

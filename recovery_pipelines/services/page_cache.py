@@ -1,8 +1,9 @@
 """A file system that loses what was not synced, for those who may not mount an image.
 
 Services work on a tree in memory, the page cache; what they sync is carried over into a folder, the
-disk. Killing this process is the power cut. As on ext4, a sync of one file also puts every change
-of names and modes on disk, and no content but that file's. It needs /dev/fuse and libfuse.
+disk. Killing this process is the power cut. As on ext4, a sync of one file also puts on disk every
+change of names and modes and that files were cut short, and no content but that file's. The memory
+has a size, and with it the file system. It needs /dev/fuse and libfuse.
 """
 
 import errno
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from recovery_pipelines.errors import ServiceError
+from recovery_pipelines.namespaces import mount
 from recovery_pipelines.tools import find_tool, run_tool
 
 _PAGE_BYTES = 4096
@@ -58,14 +60,17 @@ class CachedVolume:
         os.setxattr(self.mount_point, _SYNC_ALL, b"")
 
 
-def mount_page_cache(disk: Path, memory: Path, mount_point: Path) -> CachedVolume:
-    """Mount what is on `disk`, with `memory` (an empty folder) as its page cache.
+def mount_page_cache(disk: Path, memory: Path, mount_point: Path, size_bytes: int) -> CachedVolume:
+    """Mount what is on `disk`, with `memory` (an empty folder) as its page cache, which holds
+    `size_bytes` and no more.
 
     Raises ServiceError where that fails.
     """
     for orphan in disk.rglob(_ORPHANS):
         orphan.unlink()
-    copied = run_tool([find_tool("cp"), "--archive", "--", f"{disk}/.", memory])
+    mount("-t", "tmpfs", "-o", f"mode=700,size={size_bytes}", "tmpfs", memory)
+    # What is a hole in memory may be zeros on disk, and must fit again.
+    copied = run_tool([find_tool("cp"), "--archive", "--sparse=always", "--", f"{disk}/.", memory])
     if copied.returncode:
         raise ServiceError(f"{disk} cannot be read: {copied.complaint}")
     before = mount_point.stat().st_dev
@@ -87,11 +92,11 @@ class _Changes:
         self.disk, self.memory = disk, memory
         self._names: list[Callable[[str], object]] = []
         self._pages: dict[int, set[int]] = defaultdict(set)
-        """The pages that differ, by inode in memory; for a file that was cut short, those that it
-        lost as well."""
+        """The pages that differ, by inode in memory."""
 
     def change(self, act: Callable[[str], object]) -> None:
-        """Change names, modes or owners: `act` is given the root of the tree to do it in."""
+        """Change names, modes or owners, or cut short: `act` is given the root of the tree to do it
+        in."""
         act(self.memory)
         self._names.append(act)
 
@@ -99,10 +104,9 @@ class _Changes:
         last = offset + max(size_bytes, 1) - 1
         self._pages[inode].update(range(offset // _PAGE_BYTES, last // _PAGE_BYTES + 1))
 
-    def resized(self, inode: int, old_bytes: int, new_bytes: int) -> None:
-        if old_bytes != new_bytes:
-            low, high = sorted((old_bytes, new_bytes))
-            self.written(inode, low, high - low)
+    def grown(self, inode: int, old_bytes: int, new_bytes: int) -> None:
+        if new_bytes > old_bytes:
+            self.written(inode, old_bytes, new_bytes - old_bytes)
 
     def sync_names(self) -> None:
         for act in self._names:
@@ -240,14 +244,25 @@ class _Operations:
 
     def write(self, _path: str | None, data: bytes, offset: int, fh: int) -> int:
         found = os.fstat(fh)
-        self._changes.resized(found.st_ino, found.st_size, max(found.st_size, offset))
+        self._changes.grown(found.st_ino, found.st_size, offset)
         self._changes.written(found.st_ino, offset, len(data))
         return os.pwrite(fh, data, offset)
 
     def truncate(self, path: str, length: int, _fh: int | None = None) -> int:
         found = os.stat(self._memory + path)
-        self._changes.resized(found.st_ino, found.st_size, length)
-        os.truncate(self._memory + path, length)
+        if length < found.st_size:
+            self._changes.change(lambda root: _cut_short(root + path, length))
+        else:
+            os.truncate(self._memory + path, length)
+            self._changes.grown(found.st_ino, found.st_size, length)
+        return 0
+
+    def fallocate(self, _path: str | None, mode: int, offset: int, size: int, fh: int) -> int:
+        if mode:
+            raise OSError(errno.EOPNOTSUPP, "space is only added")
+        found = os.fstat(fh)
+        os.posix_fallocate(fh, offset, size)
+        self._changes.grown(found.st_ino, found.st_size, offset + size)
         return 0
 
     def release(self, _path: str | None, fh: int) -> int:
@@ -269,6 +284,11 @@ class _Operations:
             raise OSError(errno.ENOTSUP, "no attributes here")
         self._changes.sync_all()
         return 0
+
+
+def _cut_short(path: str, length: int) -> None:
+    if os.stat(path).st_size > length:
+        os.truncate(path, length)
 
 
 def _serve(disk: str, memory: str, mount_point: str) -> None:

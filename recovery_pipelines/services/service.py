@@ -11,6 +11,8 @@ from pathlib import Path
 ROOM = Path("/mnt")
 """Where a machine sees its volume (`ROOM/volume`) and whatever else it is given."""
 VOLUME = ROOM / "volume"
+VOLUME_BYTES = 640_000_000
+"""Size of a volume that is one of its own; what is free in it takes no space."""
 
 
 @dataclass(frozen=True)
