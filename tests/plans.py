@@ -9,6 +9,8 @@ import yaml
 from recovery_pipelines.plan import DrillSpec, Plan, parse_plan
 
 SHIPPED = Path(__file__).parent.parent / "recovery.yaml"
+PATRONI = SHIPPED.parent / ".venv" / "patroni" / "bin" / "patroni"
+"""Made by `make test`."""
 MONTH = "2026-11-01"
 
 

@@ -9,6 +9,7 @@ from random import Random
 
 import pandas as pd
 import pytest
+import yaml
 
 from campaigns import kills
 from campaigns.history import services_plan_text
@@ -18,6 +19,7 @@ from campaigns.summary import failures
 from campaigns.traces import Traces, living, remaining, traces_of
 from recovery_pipelines.sandbox import Sandbox, reap
 from recovery_pipelines.verdict import Verdict
+from tests.plans import PATRONI
 
 DRILL, OTHER = kills.DATA_DRILLS
 *_, PARTIAL, NETWORK = kills.SERVICE_DRILLS
@@ -65,6 +67,17 @@ def test_system_calls_that_fail(tmp_path: Path) -> None:
     rows = list(io_errors(tmp_path, range(1, 3), (DRILL,)))
     assert failures({"io_errors": pd.DataFrame(rows)}) == []
     assert {row["verdict"] for row in rows} != {Verdict.PASS}, "some did harm"
+
+
+@pytest.mark.skipif(not PATRONI.exists(), reason="needs Patroni: make .venv/patroni/installed")
+def test_patroni_goes_with_the_drill_that_is_killed(tmp_path: Path) -> None:
+    plan = yaml.safe_load(services_plan_text(tmp_path))
+    plan["targets"]["test_replication"]["patroni"] = str(PATRONI)
+    shooting = Shooting(tmp_path, yaml.safe_dump(plan))
+    row = shooting.kill(NETWORK, Instant(2))
+    assert not row["finished"] and row["held"] > 20, "what must go was there"
+    assert row["still_there"] == row["leftovers"] == []
+    assert row["left_behind"] and row["claimed"] is None
 
 
 # --- these tests can fail -------------------------------------------------------------------

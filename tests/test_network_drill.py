@@ -22,7 +22,7 @@ from recovery_pipelines.drills.scenarios import carry_out_steps
 from recovery_pipelines.network import outside
 from recovery_pipelines.tools import find_tool
 from recovery_pipelines.verdict import Verdict
-from tests.plans import MONTH, make_spec
+from tests.plans import MONTH, PATRONI, make_spec
 
 CRITERIA = (
     "all_services_accessible",
@@ -33,7 +33,6 @@ CRITERIA = (
     "no_acknowledged_write_lost",
     "primary_restored",
 )
-PATRONI = str(Path(__file__).parent.parent / ".venv/patroni/bin/patroni")
 SAFE = Promise(synchronous=True, latency_seconds=0.05, may_lose_seconds=0, failover_seconds=10)
 LAX = replace(SAFE, synchronous=False, may_lose_seconds=5)
 
@@ -191,11 +190,12 @@ def test_a_synchronous_pair_with_fencing_passes(tmp_path: Path) -> None:
 
 
 def test_patroni_fails_over_and_back(tmp_path: Path) -> None:
-    record = drill(tmp_path, failures=["one_sided_drop"], patroni=PATRONI)
+    record = drill(tmp_path, failures=["one_sided_drop"], patroni=str(PATRONI))
     if record.verdict is Verdict.UNVERIFIED:
         pytest.skip(record.reason)
     assert record.verdict is Verdict.PASS, record.reason
     assert verdicts(record)["primary_restored"] is Verdict.PASS
+    assert str(record.system_snapshot["engine_version"]).startswith("patroni ")
     assert record.metrics["lost_writes"] == 0 < record.metrics["acknowledged_writes"]
     acknowledged = pd.read_parquet(record.folder / "acknowledgements.parquet")
     client = acknowledged[acknowledged["writer"] == "client"]

@@ -31,6 +31,7 @@ _LEAST_BITS_PER_SECOND = 25_000_000
 _PATHS = ["client → primary", "client → standby", "standby → primary", "witness → primary"]
 _WRITING_HOSTS = ("client", "witness")
 _PATIENCE_FACTOR = 1.5
+_WORK_SECONDS = 60.0
 _CHANCES = 2
 
 
@@ -54,7 +55,10 @@ def simulate_network_failure(run: DrillRun) -> pd.DataFrame:
         run.state = state = _start(run)
         laboratory = state.laboratory
         with run.working("databases built"):
-            laboratory.ask("build")
+            manager = laboratory.ask("build").get("managed_by")
+        if manager:
+            run.journal(event=f"the failover is up to {manager}")
+            run.system_snapshot |= {"engine_version": manager}
         before = laboratory.ask("measure", paths=_PATHS)["paths"]
         laboratory.ask(
             "watch", points=_VANTAGE_POINTS, least_bits_per_second=_LEAST_BITS_PER_SECOND
@@ -80,10 +84,12 @@ def activate_failover(run: DrillRun) -> pd.DataFrame:
         if wanted and run.damaged_at is not None:
             state = _state(run)
             pair = run.spec.pair
+            patience = pair.failover_seconds * _PATIENCE_FACTOR
             found = state.laboratory.ask(
                 "fail_over",
+                timeout_seconds=patience + _WORK_SECONDS,
                 fence=pair.fencing,
-                patience=pair.failover_seconds * _PATIENCE_FACTOR,
+                patience=patience,
             )
             state.seen = replace(
                 state.seen, declared_at=found["declared_at"], promoted_at=found["promoted_at"]

@@ -44,8 +44,8 @@ class _Laboratory:
     def __init__(self, told: dict[str, Any]) -> None:
         self._told = told
         self._logs = Path(told["logs"])
-        for where in (ROOM, Path("/dev/shm")):
-            mount("-t", "tmpfs", "-o", f"mode=755,size={_ROOM_BYTES}", "tmpfs", str(where))
+        for where, mode in ((ROOM, "755"), (Path("/dev/shm"), "1777")):
+            mount("-t", "tmpfs", "-o", f"mode={mode},size={_ROOM_BYTES}", "tmpfs", str(where))
         self.hosts = build_network(HOSTS)
         self.pair = self._pair()
         self.primary, self.standby = self.pair.servers
@@ -76,7 +76,7 @@ class _Laboratory:
     # --- what can be asked for ----------------------------------------------------------
 
     def do_build(self) -> dict[str, Any]:
-        """The replicating pair, the clients and the vantage points."""
+        """The replicating pair and the clients."""
         self.pair.build(TABLE)
         for host in self.hosts.values():
             host.start(measure.serve_sink, "sink")
@@ -87,7 +87,7 @@ class _Laboratory:
         ]
         for writer in self.writers:
             self._await_write(writer, "primary", time.monotonic())
-        return {}
+        return {"managed_by": self.pair.managed_by}
 
     def do_watch(self, points: list[str], least_bits_per_second: float) -> dict[str, Any]:
         """Start looking at the primary; returns when every vantage point has found it well."""

@@ -22,6 +22,8 @@ class Pair(ABC):
 
     primary: Server
     standby: Server
+    managed_by: str = ""
+    """The program and version that sees to the failover, if we do not."""
 
     def __init__(self, *, synchronous: bool) -> None:
         """With `synchronous`, a primary acknowledges nothing that its standby lacks."""

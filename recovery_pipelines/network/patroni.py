@@ -29,10 +29,9 @@ _TIMEOUTS = {"ttl": 20, "loop_wait": 1, "retry_timeout": 3}
 _CLIENTS_PORT, _PEERS_PORT, _API_PORT = 2379, 2380, 8008
 _SCOPE = "drill"
 _KEYS = f"/recovery/{_SCOPE}"
-_START_SECONDS = 60.0
-_REJOIN_SECONDS = 60.0
+_PATIENCE_SECONDS = 40.0
 _LOOK_SECONDS = 1.0
-_SWITCHOVER_SECONDS = 30.0
+_SWITCHOVER_SECONDS = 15.0
 _LOOK_EVERY_SECONDS = 0.02
 _OWN_PROCESSES = ("--pid", "--fork", "--kill-child=KILL", "--mount-proc")
 """Patroni is the first of them, as in a container: it reaps what PostgreSQL leaves behind."""
@@ -72,6 +71,7 @@ class PatroniPair(Pair):
                 f"{programs.patroni} cannot be run by the user of the databases, who needs a "
                 f"Python that others may read (/usr/bin/python3 -m venv): {done.complaint}"
             )
+        self.managed_by = done.stdout.decode().strip()
 
     def build(self, *statements: str) -> None:
         members = [self.primary.place, self.standby.place, self._witness]
@@ -83,7 +83,7 @@ class PatroniPair(Pair):
         for statement in statements:
             self.primary.ask(statement)
         self._start_patroni(self.standby)
-        self._await_standby(self.primary, self.standby)
+        self._await(lambda: self._follows(*self.servers), "the standby does not follow")
 
     def fail_over(
         self, points: Sequence[VantagePoint], *, fence: bool, patience: float
@@ -113,20 +113,24 @@ class PatroniPair(Pair):
         return Failover(declared_at or promoted_at, next(iter(fenced_at), None), promoted_at)
 
     def rejoin(self) -> None:
-        self._await_standby(self.standby, self.primary)
+        pairs = (self.servers, self.servers[::-1])
+        self._await(lambda: any(self._follows(*pair) for pair in pairs), "nobody follows")
 
     def fail_back(self) -> None:
         said = ""
 
         def handed_over() -> bool:
             nonlocal said
-            who = {"leader": self.standby.name, "candidate": self.primary.name}
-            said = self._post(self.standby.place, _API_PORT, "/switchover", who) or "no answer"
-            return self._leads(self.primary)
+            if not self._leads(self.primary):
+                who = {"leader": self.standby.name, "candidate": self.primary.name}
+                said = self._post(self.standby.place, _API_PORT, "/switchover", who) or "no answer"
+            return await_condition(lambda: self._leads(self.primary), _LOOK_SECONDS)
 
-        if not await_condition(handed_over, _REJOIN_SECONDS):
-            raise NetworkError(f"Patroni does not switch over to the primary: {said}")
-        self._await_standby(self.primary, self.standby)
+        try:
+            self._await(handed_over, "Patroni does not switch over to the primary")
+        except NetworkError as error:
+            raise NetworkError(f"{error}; it answered: {said}") from None
+        self._await(lambda: self._follows(*self.servers), "the standby does not follow")
 
     # --- etcd and Patroni ---------------------------------------------------------------
 
@@ -145,14 +149,13 @@ class PatroniPair(Pair):
     def _leads(self, server: Server) -> bool:
         return self._held("leader") == server.name and server.is_primary
 
-    def _await_standby(self, primary: Server, standby: Server) -> None:
-        """Until it replicates, and Patroni knows that it may be promoted."""
-        primary.await_standby(standby, _REJOIN_SECONDS, synchronous=self.synchronous)
-        if self.synchronous:
-            self._await(
-                lambda: f'"sync_standby":"{standby.name}"' in (self._held("sync") or ""),
-                f"Patroni does not take {standby.name} for a synchronous standby",
-            )
+    def _follows(self, leader: Server, other: Server) -> bool:
+        """Whether it replicates, and Patroni knows that it may be promoted."""
+        with suppress(NetworkError):  # Patroni may be about to restart one of them
+            leader.await_standby(other, _LOOK_SECONDS, synchronous=self.synchronous)
+            known = f'"sync_standby":"{other.name}"' in (self._held("sync") or "")
+            return known or not self.synchronous
+        return False
 
     def _post(self, to: Place, port: int, path: str, body: Mapping[str, str]) -> str:
         """Ask from the witness; empty if there is no answer."""
@@ -183,6 +186,7 @@ class PatroniPair(Pair):
             "listen-peer-urls": url(own, _PEERS_PORT),
             "initial-advertise-peer-urls": url(own, _PEERS_PORT),
             "initial-cluster": peers,
+            "pre-vote": "true",  # else who was cut off unseats the leader when it is back
         }
         return own.command([self._programs.etcd, *(f"--{k}={v}" for k, v in options.items())])
 
@@ -251,10 +255,15 @@ class PatroniPair(Pair):
                     raise NetworkError(f"{otherwise}: {log.stem} ended: {_last_words(log)}")
             return condition()
 
-        if not await_condition(come_true, _START_SECONDS):
-            said = "; ".join(f"{log.stem}: {_last_words(log)}" for _, log in self._running)
-            raise NetworkError(f"{otherwise}: {said}")
+        if not await_condition(come_true, _PATIENCE_SECONDS):
+            raise NetworkError(f"{otherwise}: {self._said()}")
+
+    def _said(self) -> str:
+        """The end of Patroni's logs; of etcd's before there are any."""
+        logs = [log for _, log in self._running]
+        said = [log for log in logs if "patroni" in log.name] or logs
+        return "; ".join(f"{log.stem}: {_last_words(log)}" for log in said)
 
 
 def _last_words(log: Path) -> str:
-    return log.read_text(errors="replace").strip()[-500:]
+    return log.read_text(errors="replace").strip()[-300:]
