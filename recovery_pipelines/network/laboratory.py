@@ -204,21 +204,25 @@ class _Laboratory:
         }
 
     def do_write_once(self, source: str) -> dict[str, Any]:
-        """Write one row from a host to whichever node takes it; names the node."""
+        """Write one row from a host to whichever node takes it in time; names the node."""
         nodes = {node.host.address: node.name for node in self.pair.servers}
         address = client_address([node.host for node in self.pair.servers])
 
-        def write() -> str:
-            with psycopg.connect(address, autocommit=True) as connection:
-                connection.execute(
-                    "insert into recovery_ledger values (%s, 1)", (f"once from {source}",)
-                )
-                return nodes[connection.info.host]
+        answers: list[dict[str, Any]] = []
 
-        try:
-            return {"node": self.hosts[source].call(write)}
-        except psycopg.Error as error:
-            return {"node": None, "why": str(error)}
+        def write() -> None:
+            try:
+                with psycopg.connect(address, autocommit=True) as connection:
+                    connection.execute(
+                        "insert into recovery_ledger values (%s, 1)", (f"once from {source}",)
+                    )
+                    answers.append({"node": nodes[connection.info.host]})
+            except psycopg.Error as error:
+                answers.append({"node": None, "why": str(error)})
+
+        # A primary that waits for its standby does not answer.
+        self.hosts[source].start(write, "write").join(_CLIENT_PATIENCE_SECONDS)
+        return answers[0] if answers else {"node": None, "why": "no answer"}
 
     def _await_write(self, writer: Writer, node: str, since: float) -> None:
         def served() -> bool:
