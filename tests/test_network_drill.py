@@ -226,6 +226,14 @@ def test_a_machine_without_etcd_says_so(tmp_path: Path, monkeypatch: pytest.Monk
     assert "etcd-server" in record.reason
 
 
+def test_a_patroni_that_cannot_be_run_says_so(tmp_path: Path) -> None:
+    record = drill(tmp_path, failures=["drop"], patroni="/bin/false")
+    if "namespaces" in record.reason or "etcd" in record.reason:
+        pytest.skip(record.reason)
+    assert set(verdicts(record).values()) == {Verdict.UNVERIFIED}
+    assert "/bin/false cannot be run by the user of the databases" in record.reason
+
+
 def test_a_machine_that_cannot_do_it_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
