@@ -2,9 +2,11 @@
 
 import json
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path, PurePosixPath
+from typing import Any
 
+from recovery_pipelines.audits.cover import MOST_PATTERNS, boundary, coarsened, cover
 from recovery_pipelines.audits.reader import (
     Backup,
     Contents,
@@ -17,6 +19,8 @@ from recovery_pipelines.audits.reader import (
 )
 from recovery_pipelines.engines.base import understood
 from recovery_pipelines.errors import EngineError
+from recovery_pipelines.manifest import PathRange
+from recovery_pipelines.manifest.ranges import parent
 from recovery_pipelines.tools import Finished
 
 
@@ -41,37 +45,77 @@ class Restic(TreeReader):
         return sorted(found, key=lambda backup: backup.created_at)
 
     def contents(self, backup: Backup) -> Contents:
-        output = self._restic(
-            f"listing {backup.name}", "ls", "--json", backup.backup_id, error=Unrestorable
-        ).stdout
-        with understood(f"listing {backup.name}"):
-            lines = [json.loads(line) for line in output.splitlines()]
-            nodes = [node(each, "file") for each in lines if each.get("path")]
-            folders = {each["path"] for each in lines if each.get("type") == "dir"}
+        lines = self._listed(backup)
+        return contents_below(self._root(backup, lines), [node(each, "file") for each in lines])
+
+    def _root(self, backup: Backup, lines: Sequence[Mapping[str, Any]]) -> str:
+        """Where the audited folder lies, by a listing that names it."""
+        folders = {each["path"] for each in lines if each["type"] == "dir"}
+        return next((place for place in self._places(backup) if place in folders), "")
+
+    def _places(self, backup: Backup) -> tuple[str, str]:
+        """Where the audited folder may lie: a relative path is kept by its last name."""
         folder = self.repository.path or _only(backup)
-        name = "/" + PurePosixPath(folder).name
-        root = next((place for place in (folder, name) if place in folders), "")
-        return contents_below(root, nodes)
+        return folder, "/" + PurePosixPath(folder).name
+
+    def _listed(self, backup: Backup, *folders: str | bytes) -> list[dict[str, Any]]:
+        """Every entry, or what lies in some folders and not deeper."""
+        doing = f"listing {backup.name}"
+        output = self._restic(
+            doing, "ls", "--json", backup.backup_id, *folders, error=Unrestorable
+        ).stdout
+        with understood(doing):
+            lines = [json.loads(line) for line in output.splitlines()]
+            return [each for each in lines if each.get("path")]
 
     def restore(
         self, backup: Backup, contents: Contents, staging: Path, paths: Collection[bytes] | None
     ) -> Path:
         root = os.fsencode(contents.root)
-        batches = [[root]] if contents.root else [[]]
+        batches: list[list[bytes]] = [[root]] if contents.root else [[]]
         if paths is not None:
             batches = in_batches(paths, root + b"/")
         for batch in batches:
-            chosen: list[str | bytes | Path] = []
-            for path in batch:
-                chosen += ["--include", _escaped(path)]
-            self._restic(
-                f"restore of {backup.name}",
-                *("restore", backup.backup_id, "--target", staging),
-                *chosen,
-                into=staging,
-                error=Unrestorable,
-            )
+            self._restore(backup, staging, [_escaped(path) for path in batch])
         return staging / contents.root.lstrip("/")
+
+    def restore_range(
+        self, backup: Backup, staging: Path, wanted: PathRange, also: Collection[bytes]
+    ) -> Path:
+        """Restore what lies in a range of paths, and the entries `also`, in one go.
+
+        Returns the folder that holds them under their paths; more may be in it.
+        """
+        root = os.fsencode(self._root(backup, self._listed(backup, *self._places(backup))))
+        folders = boundary(wanted)
+        paths = [root + b"/" + folder if folder else root or b"/" for folder in folders]
+        children: dict[bytes, dict[bytes, bool]] = {folder: {} for folder in folders}
+        for each in self._listed(backup, *paths):
+            path = os.fsencode(each["path"]).removeprefix(root).lstrip(b"/")
+            if path and parent(path) in children:
+                children[parent(path)][path.rpartition(b"/")[2]] = each["type"] == "dir"
+        patterns = cover(wanted, children)
+        others = [(path, False) for path in coarsened(also, MOST_PATTERNS)]
+        found = [
+            _escaped(root + b"/" + path) + b"*" * is_prefix if path or is_prefix else root or b"/*"
+            for path, is_prefix in (*patterns, *others)
+        ]
+        tree = staging / os.fsdecode(root).lstrip("/")
+        if found:
+            self._restore(backup, staging, found)
+        else:
+            tree.mkdir(parents=True, exist_ok=True)  # without a pattern all would be restored
+        return tree
+
+    def _restore(self, backup: Backup, staging: Path, patterns: Sequence[bytes]) -> None:
+        chosen = [word for pattern in patterns for word in (b"--include", pattern)]
+        self._restic(
+            f"restore of {backup.name}",
+            *("restore", backup.backup_id, "--target", staging),
+            *chosen,
+            into=staging,
+            error=Unrestorable,
+        )
 
     def lock(self) -> str:
         return "restic" if self._restic("looking for locks", "list", "locks").stdout else ""

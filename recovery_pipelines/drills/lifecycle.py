@@ -16,7 +16,7 @@ import pandas as pd
 
 from recovery_pipelines.drills.failure import tell_resolved
 from recovery_pipelines.drills.metrics import metrics_row
-from recovery_pipelines.drills.record import FILE_NAME, folder_of, forget_record, write_record
+from recovery_pipelines.drills.record import FILE_NAME, forget_record, results_of, write_record
 from recovery_pipelines.drills.resources import ResourceMeter
 from recovery_pipelines.drills.run import DrillRun, log
 from recovery_pipelines.errors import RecoveryError
@@ -50,7 +50,7 @@ def open_drill(
 
     turn = spec.name if spec.controls.parallel_tests else "drills"
     with exclusive(home, turn, timeout_seconds, on_wait=wait):
-        folder = folder_of(home, spec.name, month, run_id)
+        folder = results_of(spec, month, run_id)
         folder.mkdir(parents=True, exist_ok=True)
         if (folder / FILE_NAME).exists() and is_sealed(home, folder):
             raise RecoveryError(f"{folder} is sealed: a drill that runs again is a new run")
@@ -125,6 +125,8 @@ def _leave_results(run: DrillRun) -> dict[str, object]:
 
 
 def _tell(run: DrillRun, moment: str, details: dict[str, object]) -> None:
+    if run.spec.shard:
+        return  # the teams hear of the whole
     notifications = run.spec.plan.test_framework.test_execution.preparation.notifications
     teams: tuple[str, ...] = getattr(notifications, moment)
     subject = f"recovery drill {run.spec.name} {run.month}: {moment}"

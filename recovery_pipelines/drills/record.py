@@ -8,6 +8,7 @@ from typing import Any
 
 from recovery_pipelines.errors import MissingRecord, RecoveryError
 from recovery_pipelines.files import replacing
+from recovery_pipelines.plan import DrillSpec
 from recovery_pipelines.verdict import CheckResult, Verdict
 
 FILE_NAME = "record.json"
@@ -66,14 +67,20 @@ class DrillRecord:
         return "; ".join([*failed, *self.messages, *manual]) or self.verdict.explanation
 
 
-def folder_of(home: Path, drill: str, month: str, run_id: str) -> Path:
+def folder_of(home: Path, drill: str, month: str, run_id: str, place: str = "drills") -> Path:
     """Where a drill's results lie below the data home."""
-    return home / "drills" / drill / month / run_id
+    return home / place / drill / month / run_id
+
+
+def results_of(spec: DrillSpec, month: str, run_id: str) -> Path:
+    """The same; those of a shard lie by themselves, as it is no drill of the month."""
+    place = "shards" if spec.shard else "drills"
+    return folder_of(spec.plan.data_home, spec.name, month, run_id, place)
 
 
 def result_folders(home: Path) -> list[Path]:
     """Every folder below the data home that holds a record, sorted. OSError if one is hidden."""
-    folders = [home / "drills"]
+    folders = [home / "drills", home / "shards"]
     for _level in ("drill", "month", "run_id"):
         folders = [
             child for folder in folders if folder.is_dir() for child in sorted(folder.iterdir())

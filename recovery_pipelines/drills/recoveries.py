@@ -9,7 +9,7 @@ import pandas as pd
 
 from recovery_pipelines.drills import data_recovery, database_recovery
 from recovery_pipelines.drills.lifecycle import open_drill
-from recovery_pipelines.drills.record import DrillRecord, folder_of, read_record
+from recovery_pipelines.drills.record import DrillRecord, read_record, results_of
 from recovery_pipelines.drills.run import DrillRun
 from recovery_pipelines.errors import RecoveryError
 from recovery_pipelines.plan import DrillSpec
@@ -55,4 +55,4 @@ def carry_out(spec: DrillSpec, month: str, run_id: str) -> DrillRecord:
             how.recover(run, snapshots)
             how.validate(run, faults)
             data_recovery.measure(run)
-    return read_record(folder_of(spec.plan.data_home, spec.name, month, run_id))
+    return read_record(results_of(spec, month, run_id))

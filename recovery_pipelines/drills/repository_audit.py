@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,10 +14,13 @@ from recovery_pipelines.audits.coverage import CoverageLedger
 from recovery_pipelines.audits.databases import DatabaseReader
 from recovery_pipelines.audits.reader import Backup, Reader, TreeReader
 from recovery_pipelines.audits.repositories import open_repository
+from recovery_pipelines.audits.restic import Restic
 from recovery_pipelines.drills.audit_trial import Trial
 from recovery_pipelines.drills.database_trial import DatabaseTrial
 from recovery_pipelines.drills.preparation import prepare
 from recovery_pipelines.drills.run import DrillRun
+from recovery_pipelines.drills.shard_round import Choice, join, note_begun
+from recovery_pipelines.drills.shard_trial import ShardTrial, reference_of
 from recovery_pipelines.drills.tree_trial import TreeTrial
 from recovery_pipelines.errors import EngineError, RecoveryError
 from recovery_pipelines.evidence import head_line
@@ -25,6 +29,7 @@ from recovery_pipelines.verdict import CheckResult, Verdict
 
 _BACKUP_COLUMNS = ["backup", "name", "created_at", "age_seconds", "role"]
 _WRONG_COLUMNS = ["path", "problem"]
+MARKS = "marks_are_fresh"
 
 
 @dataclass
@@ -41,7 +46,7 @@ def checks_of(spec: DrillSpec) -> tuple[str, ...]:
     target = spec.audited
     asked = {
         "backup_is_fresh": target.objectives.rpo_seconds is not None,
-        "marks_are_fresh": target.marks is not None,
+        MARKS: target.marks is not None,
         "every_file_verified_in_time": target.coverage is not None,
         "command_succeeds": bool(target.verify_against.command),
         "pages_and_indexes_intact": target.is_database,
@@ -56,6 +61,8 @@ def audit_restore(run: DrillRun) -> pd.DataFrame:
     """
     with run.stage("audit_restore"):
         prepare(run)
+        if run.spec.shard:
+            note_begun(_whole(run), run.spec, run.month, run.run_id)
         run.state = audit = _begin(run)
         table = _backups(audit)
         run.keep("backups", table)
@@ -78,11 +85,17 @@ def audit_verification(run: DrillRun) -> pd.DataFrame:
         elif wanted:
             run.checks.append(trial.verify())
             _judge_marks(run, trial)
-        wrong = [(os.fsdecode(path), problem) for path, problem in trial.wrong.items()]
-        table = pd.DataFrame(wrong, columns=_WRONG_COLUMNS).map(
-            lambda text: text.encode("utf-8", "backslashreplace").decode()
-        )
-        run.keep("wrong_entries", table)
+        table = kept_wrong(run, trial.wrong)
+    return table
+
+
+def kept_wrong(run: DrillRun, wrong: Mapping[bytes, str]) -> pd.DataFrame:
+    """What is wrong, by path, as a table that stays with the results."""
+    rows = [(os.fsdecode(path), problem) for path, problem in wrong.items()]
+    table = pd.DataFrame(rows, columns=_WRONG_COLUMNS).map(
+        lambda text: text.encode("utf-8", "backslashreplace").decode()
+    )
+    run.keep("wrong_entries", table)
     return table
 
 
@@ -102,8 +115,9 @@ def audit_metrics(run: DrillRun) -> pd.DataFrame:
                     "seed": audit.trial.seed.hex(),
                     **measures,
                 }
-            _note_verified(run, audit.trial.backup)
-            if run.verdict is Verdict.FAIL:
+            if run.spec.shard is None:
+                note_verified(run, audit.trial.backup)
+            if run.verdict is Verdict.FAIL and run.spec.shard is None:
                 row |= _search_last_good(run, audit)
             run.measured |= row
         table = pd.DataFrame([row])
@@ -137,13 +151,17 @@ def _begin(run: DrillRun) -> Audit:
             f"{target.repository.location} holds no backup of {run.spec.target_name}: look at "
             "its repository in the plan (`path`, `match`)"
         )
-    seed = _seed(run)
-    backup = _chosen(run, backups, seed)
+    if run.spec.shard:
+        trial: Trial = _shard_trial(run, reader, backups)
+    else:
+        seed = _seed(run)
+        trial = _trial(run, reader, _chosen(run, backups, seed), seed)
+    backup, seed = trial.backup, trial.seed
     run.snapshots = [
         {"id": backup.backup_id, "kind": "audited", "created_at": backup.created_at.isoformat()}
     ]
     run.journal(event=f"audits {backup.name}", seed=seed.hex(), tool=reader.version())
-    return Audit(reader, backups, _trial(run, reader, backup, seed))
+    return Audit(reader, backups, trial)
 
 
 def _chosen(run: DrillRun, backups: list[Backup], seed: bytes) -> Backup:
@@ -164,6 +182,37 @@ def _trial(run: DrillRun, reader: Reader, backup: Backup, seed: bytes) -> Trial:
     return TreeTrial(run, reader, backup, seed)
 
 
+def _shard_trial(run: DrillRun, reader: Reader, backups: list[Backup]) -> ShardTrial:
+    """The part of the shard, of the backup that its round verifies."""
+    assert isinstance(reader, Restic)
+
+    def choose() -> Choice:
+        seed = _seed(run)
+        backup = _chosen(run, backups, seed)
+        return backup, seed, reference_of(run.spec, backup)
+
+    joined, backup = join(
+        _whole(run),
+        run.spec,
+        run.month,
+        run.run_id,
+        backups,
+        choose,
+        lambda backup: reference_of(run.spec, backup),
+    )
+    return ShardTrial(run, reader, backup, joined)
+
+
+def _whole(run: DrillRun) -> DrillSpec:
+    """The audit that this shard is a part of."""
+    target, name = run.spec.target_name, run.spec.scenario.name
+    return next(
+        spec
+        for spec in run.spec.plan.drills()
+        if (spec.target_name, spec.scenario.name) == (target, name)
+    )
+
+
 def _seed(run: DrillRun) -> bytes:
     """Of the newest evidence, so that nobody can choose what is looked at."""
     head = head_line(run.spec.plan.data_home)
@@ -178,7 +227,7 @@ def _verified_backups(run: DrillRun) -> CoverageLedger:
     return CoverageLedger(folder / f"{run.spec.name}.backups.parquet")
 
 
-def _note_verified(run: DrillRun, backup: Backup) -> None:
+def note_verified(run: DrillRun, backup: Backup) -> None:
     """A backup that was found wrong was verified too: `stalest` goes on to the next."""
     found = [check.verdict for check in run.checks if check.name == "data_match"]
     if found and found[0] in (Verdict.PASS, Verdict.FAIL):
@@ -201,9 +250,9 @@ def _judge_freshness(run: DrillRun, audit: Audit) -> None:
 
 def _judge_marks(run: DrillRun, trial: Trial) -> None:
     target = run.spec.audited
-    if target.marks is None:
+    if target.marks is None or not trial.holds_marks:
         return
-    name, limit = "marks_are_fresh", target.objectives.rpo_seconds
+    name, limit = MARKS, target.objectives.rpo_seconds
     try:
         age = _age_seconds(trial.newest_mark())
     except RecoveryError as error:

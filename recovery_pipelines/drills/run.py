@@ -49,6 +49,9 @@ STAGED = (Target, DatabaseTarget)
 """The targets of drills in these stages."""
 METRICS_STAGE = STAGES[-1]
 """The last stage of every scenario."""
+SHARD_STAGE = "audit_shard"
+MERGE_STAGE = "audit_merge"
+"""The stages of an audit in shards: one runs all steps for its part, the other joins them."""
 _STEP_OF_STAGE = (0, 0, 1, 2, 3, 3)
 
 
@@ -56,6 +59,10 @@ def stages_of(spec: DrillSpec) -> tuple[str, ...]:
     """The stages of a drill: those above, or the scenario's own steps."""
     if isinstance(spec.target, STAGED):
         return STAGES
+    if spec.shard:
+        return (SHARD_STAGE,)
+    if spec.shards:
+        return (MERGE_STAGE, METRICS_STAGE)
     return (*SCENARIO_STEPS[spec.scenario.name], METRICS_STAGE)
 
 
@@ -136,6 +143,10 @@ class DrillRun:
     """Id, kind and UTC time of each backup that was made."""
     fault_kinds: dict[str, int] = field(default_factory=dict)
     """How many faults of each kind were injected."""
+    shard: dict[str, object] = field(default_factory=dict)
+    """If this is a shard: which one, of which audit."""
+    merged: list[dict[str, object]] = field(default_factory=list)
+    """The shards that this audit was merged from, by their entries in the chain."""
 
     @property
     def data_bytes(self) -> int | None:
@@ -369,6 +380,8 @@ class DrillRun:
             "snapshots": self.snapshots,
             "faults": self.fault_kinds,
             **({"sampling": self.compared} if self.compared else {}),
+            **({"shard": self.shard} if self.shard else {}),
+            **({"merged": self.merged} if self.merged else {}),
             "isolation": self.sandbox.isolation,
             "checks": [asdict(check) for check in self.checks],
             "canaries": self.canaries,

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from recovery_pipelines.drills import (
+    merged_audit,
     network_recovery,
     partial_failure,
     repository_audit,
@@ -15,7 +16,7 @@ from recovery_pipelines.drills import (
 )
 from recovery_pipelines.drills.data_recovery import measure
 from recovery_pipelines.drills.lifecycle import open_drill
-from recovery_pipelines.drills.record import DrillRecord, folder_of, read_record
+from recovery_pipelines.drills.record import DrillRecord, read_record, results_of
 from recovery_pipelines.drills.run import DrillRun
 from recovery_pipelines.errors import RecoveryError
 from recovery_pipelines.plan import DrillSpec
@@ -41,6 +42,8 @@ _VOLUME_DESTROYED = SteppedScenario(volume_destroyed.STEPS, volume_destroyed.CHE
 
 def scenario_of(spec: DrillSpec) -> SteppedScenario:
     """How a drill is carried out."""
+    if spec.shards:
+        return SteppedScenario(merged_audit.STEPS, repository_audit.checks_of(spec))
     if isinstance(spec.target, RepositoryTarget):
         return SteppedScenario(repository_audit.STEPS, repository_audit.checks_of(spec))
     return _VOLUME_DESTROYED if spec.engine == VOLUME_DESTROYED else SCENARIOS[spec.scenario.name]
@@ -52,4 +55,4 @@ def carry_out_steps(spec: DrillSpec, month: str, run_id: str) -> DrillRecord:
         for step in scenario_of(spec).steps.values():
             step(run)
         measure(run)
-    return read_record(folder_of(spec.plan.data_home, spec.name, month, run_id))
+    return read_record(results_of(spec, month, run_id))

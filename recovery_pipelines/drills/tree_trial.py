@@ -25,7 +25,7 @@ from recovery_pipelines.sandbox import Tree
 from recovery_pipelines.tools import run_tool
 from recovery_pipelines.verdict import CheckResult, Verdict
 
-_BLOCK_BYTES = 4096
+BLOCK_BYTES = 4096
 
 
 class TreeTrial(Trial):
@@ -48,13 +48,20 @@ class TreeTrial(Trial):
         self._plan()
         run, chosen = self.run, self.chosen
         staging = run.sandbox.tree("restored")
-        self.contents = self.reader.contents(self.backup)
-        self._require_room()
+        self._look_ahead()
         with run.phase("fetch"), run.working(f"restored {self.backup.name}") as working:
-            self.tree = self.reader.restore(self.backup, self.contents, staging.path, chosen)
+            self.tree = self._fetch(staging.path)
             working("all" if chosen is None else f"{len(chosen):,} files", 1.0)
         if not _is_folder_of(staging, self.tree):
             raise Unrestorable("the restored data lack the audited folder")
+
+    def _look_ahead(self) -> None:
+        """Learn what will be restored, and refuse it if there is no room."""
+        self.contents = self.reader.contents(self.backup)
+        self._require_room()
+
+    def _fetch(self, staging: Path) -> Path:
+        return self.reader.restore(self.backup, self.contents, staging, self.chosen)
 
     def _plan(self) -> None:
         """Find out what the backup should hold, and draw what is looked at."""
@@ -81,7 +88,7 @@ class TreeTrial(Trial):
             names = {os.fsdecode(path) for path in chosen}
             needed = sum(size for name, size in sizes.items() if name in names)
             entries = len(names)
-        needed += entries * _BLOCK_BYTES
+        needed += entries * BLOCK_BYTES
         require_resources(self.run.sandbox.path, int(needed * HEADROOM), int(entries * HEADROOM))
 
     def verify(self) -> CheckResult:

@@ -34,6 +34,8 @@ _PROVENANCE = (
     "faults",
     "sampling",
     "isolation",
+    "shard",
+    "merged",
 )
 _MEASURED = (
     "files",

@@ -18,7 +18,7 @@ import xxhash
 
 from recovery_pipelines.errors import RecoveryError
 from recovery_pipelines.manifest.kinds import IGNORABLE, KINDS
-from recovery_pipelines.manifest.schema import TYPES
+from recovery_pipelines.manifest.schema import DIRECTORY, TYPES
 from recovery_pipelines.manifest.store import (
     Mask,
     Reader,
@@ -32,7 +32,6 @@ from recovery_pipelines.manifest.store import (
 )
 
 _FILE = [name for _, name in TYPES].index("file")
-_DIRECTORY = [name for _, name in TYPES].index("directory")
 _ROOT_ID = np.uint64(xxhash.xxh3_64_intdigest(b""))
 Ids = npt.NDArray[np.uint64]
 
@@ -229,7 +228,7 @@ class Findings:
         reasons = _values(rows.table["error"], places)
         for path, code, reason in zip(rows.paths(places), types, reasons, strict=True):
             self.undecided[path] = f"{side}: {reason}"
-            if code in (_DIRECTORY, -1):
+            if code in (DIRECTORY, -1):
                 self.broken[kind].append(path)
 
     def _differ(

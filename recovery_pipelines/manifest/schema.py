@@ -21,6 +21,9 @@ TYPES = (
 )
 """File type bits of st_mode and our names for them; a name's position is its code."""
 
+DIRECTORY = [name for _, name in TYPES].index("directory")
+"""The code of directories."""
+
 SCHEMA = pa.schema(
     [
         pa.field("path", pa.binary(), nullable=False),

@@ -1,7 +1,8 @@
 """The comparison of two manifests too large for one worker, in shards that workers share out.
 
-A shard is a range of path_id. Its findings are a Parquet file, so that it can be made anywhere;
-`merge` gives the verdict of all of them, exactly as if the manifests were compared in one piece.
+A shard is a range of path_id, or of paths where each worker has only its part of the tree. Its
+findings are a Parquet file, so that it can be made anywhere; `merge` gives the verdict of all of
+them, exactly as if the manifests were compared in one piece.
 """
 
 import json
@@ -17,6 +18,7 @@ import pyarrow.parquet as pq
 from recovery_pipelines.errors import RecoveryError
 from recovery_pipelines.files import replacing
 from recovery_pipelines.manifest.comparison import Comparison, Findings, compare_shard
+from recovery_pipelines.manifest.ranges import Part
 from recovery_pipelines.manifest.store import read_info
 
 _ABOUT = b"recovery_shard"
@@ -49,12 +51,38 @@ def write_shard(
     Raises RecoveryError as `compare` does.
     """
     findings = compare_shard(expected, found, number, count, ignore=ignore)
-    wanted = read_info(expected)
+    _write(findings, number, count, read_info(expected), read_info(found)["digest"], output)
+
+
+def write_part(
+    expected: tuple[Path, Part],
+    found: tuple[Path, Part],
+    number: int,
+    count: int,
+    whole: Path,
+    output: Path,
+    *,
+    ignore: Collection[str] = (),
+) -> Comparison:
+    """As `write_shard`, for a range of paths: `expected` is its part of the manifest `whole`.
+
+    Returns what can be told of the part alone: hard links into other parts are judged by `merge`.
+    """
+    findings = compare_shard(expected[0], found[0], 0, 1, ignore=ignore)
+    findings.broken["unexpected"] += expected[1].broken_above
+    findings.broken["missing"] += found[1].broken_above
+    _write(findings, number, count, read_info(whole), "", output)
+    return findings.result(findings.compared)
+
+
+def _write(
+    findings: Findings, number: int, count: int, wanted: dict[str, Any], found: str, output: Path
+) -> None:
     about = {
         "shard": number,
         "shards": count,
         "expected": wanted["digest"],
-        "found": read_info(found)["digest"],
+        "found": found,
         "entries": wanted["entries"],
         "ignore": sorted(findings.ignore),
         "compared": findings.compared,
@@ -66,15 +94,17 @@ def write_shard(
         pq.write_table(table, unfinished, write_page_checksum=True)
 
 
-def merge(shards: Sequence[Path]) -> Comparison:
-    """The comparison of the whole manifests.
+def merge(shards: Sequence[Path], *, lacking: bool = False) -> Comparison:
+    """The comparison of the whole manifests; with `lacking` of what the given shards hold.
 
-    Raises RecoveryError unless these are all the shards of one comparison, each once.
+    Raises RecoveryError unless these are shards of one comparison, and all of them, each once.
     """
     abouts, parts = zip(*map(_read, shards), strict=True)
     same = ("shards", "expected", "found", "entries", "ignore")
     if len({json.dumps([about[name] for name in same]) for about in abouts}) > 1:
         raise RecoveryError("these shards are not of one comparison: make them anew")
+    if lacking:
+        return Findings.merged(parts).result(sum(about["compared"] for about in abouts))
     have = sorted(about["shard"] for about in abouts)
     if have != list(range(abouts[0]["shards"])):
         raise RecoveryError(

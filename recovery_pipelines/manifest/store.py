@@ -297,13 +297,13 @@ class Writer:
         if self._spills:
             if self._replies:
                 self._spill()
-            tables = self._spilled(max(_SPILL_BITS, _group_bits(self._rows)))
+            tables = self._spilled(max(_SPILL_BITS, group_bits(self._rows)))
         else:
             table = self._sorted_rows()
-            tables = _split(table, _group_bits(self._rows), 0)
+            tables = _split(table, group_bits(self._rows), 0)
         links = _Links(self._linked)
         finished = (links.fill(_no_duplicates(table)) for table in tables)
-        return _write(self._output, finished, self._about)
+        return write(self._output, finished, self._about)
 
     def _spilled(self, bits: int) -> Iterator[pa.Table]:
         for bucket, file in enumerate(self._spills):
@@ -338,7 +338,7 @@ def _mount_points(tree: Path) -> list[str]:
     return sorted(found)
 
 
-def _group_bits(rows: int) -> int:
+def group_bits(rows: int) -> int:
     return max(0, (max(rows, 1) - 1) // _GROUP_ROWS).bit_length()
 
 
@@ -353,7 +353,7 @@ def _split(table: pa.Table, bits: int, outer_bits: int, outer: int = 0) -> Itera
         yield table.slice(start, end - start)
 
 
-def _write(output: Path, tables: Iterator[pa.Table], about: dict[str, Any]) -> Summary:
+def write(output: Path, tables: Iterator[pa.Table], about: dict[str, Any]) -> Summary:
     digest = _Digest()
     entries = files = size = errors = 0
     handle, name = tempfile.mkstemp(prefix=f".{output.name}.", suffix=".tmp", dir=output.parent)
@@ -489,4 +489,4 @@ def subset(manifest: Path, paths: Collection[bytes], output: Path) -> Summary:
         keep = [n for n, path in enumerate(table["path"].to_pylist()) if path in wanted]
         parts.append(table.take(fixed_array(pa.int64(), np.array(keep, "<i8"))))
     whole = pa.concat_tables(parts).unify_dictionaries().combine_chunks()
-    return _write(output, _split(whole, _group_bits(whole.num_rows), 0), reader.about)
+    return write(output, _split(whole, group_bits(whole.num_rows), 0), reader.about)

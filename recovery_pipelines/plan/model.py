@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Self
 
@@ -55,6 +55,22 @@ class Evidence(Strict):
 
 
 @dataclass(frozen=True)
+class Shard:
+    """One part of a drill that is carried out in parts."""
+
+    number: int
+    """From 1."""
+    count: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.number}of{self.count}"
+
+    def __str__(self) -> str:
+        return f"shard {self.number} of {self.count}"
+
+
+@dataclass(frozen=True)
 class DrillSpec:
     """One drill of the plan: a scenario applied to one target with one engine."""
 
@@ -69,6 +85,17 @@ class DrillSpec:
     recovers or what is done to its services; for a replicated database, what happens to its
     network."""
     plan: "Plan"
+    shard: Shard | None = None
+    """If this is only one part of the drill."""
+
+    @property
+    def shards(self) -> "list[DrillSpec]":
+        """The parts that this drill merges; none if it is carried out in one piece."""
+        count = self.target.shards if isinstance(self.target, RepositoryTarget) else None
+        if count is None or self.shard is not None:
+            return []
+        parts = [Shard(number, count) for number in range(1, count + 1)]
+        return [replace(self, name=f"{self.name}_shard_{part.name}", shard=part) for part in parts]
 
     @property
     def tree(self) -> Target:
@@ -112,6 +139,8 @@ class DrillSpec:
 
     @property
     def manual_verification(self) -> ManualVerification:
+        if self.shard is not None:
+            return ManualVerification()  # people verify the whole
         return self.plan.test_framework.test_execution.validation.manual_verification
 
 

@@ -121,6 +121,10 @@ class RepositoryTarget(Strict):
     sample: Sample | None = None
     """If left out, everything is restored and verified."""
     coverage: Coverage | None = None
+    shards: Annotated[int, Field(ge=2, le=1024)] | None = None
+    """For a restic repository that is too large for one worker: verify everything in so many runs,
+    beside each other or one after the other, each with its own part of the data, and merge their
+    results into one verdict. Needs `verify_against.manifests`."""
     generations: Annotated[int, Field(ge=0, le=1000)] = 10
     """If a backup is bad, so many older ones are tried in search of the last good one."""
     marks: str | None = None
@@ -181,6 +185,8 @@ class RepositoryTarget(Strict):
     def _parts_fit(self) -> Self:
         if self.coverage and not self.sample:
             raise ValueError("`coverage` belongs to a `sample`: without one, all is verified")
+        if self.shards:
+            self._require_shardable()
         if self.sample and self.verify_against.command:
             raise ValueError("a `command` needs the whole data: leave `sample` out")
         if self.sample and not (self.verify_against.manifests or self.verify_against.live):
@@ -188,3 +194,15 @@ class RepositoryTarget(Strict):
                 "a `sample` needs verify_against.manifests or .live: the files are chosen from it"
             )
         return self
+
+    def _require_shardable(self) -> None:
+        against = self.verify_against
+        if self.repository.tool != "restic":
+            raise ValueError("`shards` belong to repositories of restic")
+        if not against.manifests or against.live or against.command:
+            raise ValueError(
+                "`shards` are verified against `verify_against.manifests` and nothing else: `live` "
+                "data change between shards, a `command` needs the whole data"
+            )
+        if self.sample:
+            raise ValueError("`shards` verify everything: leave `sample` out")
