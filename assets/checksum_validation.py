@@ -40,7 +40,7 @@ def build(spec: DrillSpec) -> dg.AssetsDefinition:
             differences = recovery_of(spec).validate(run, faults)
         yield dg.MaterializeResult(
             value=differences,
-            check_results=check_results(context, run, STAGE, names),
+            check_results=check_results(context, run, names),
             metadata={
                 "dagster/row_count": len(differences),
                 "verdict": str(run.verdict),

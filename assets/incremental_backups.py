@@ -37,7 +37,7 @@ def build(spec: DrillSpec) -> dg.AssetsDefinition:
             snapshots = recovery_of(spec).create_incremental_backups(run)
         yield dg.MaterializeResult(
             value=snapshots,
-            check_results=check_results(context, run, STAGE, checks),
+            check_results=check_results(context, run, checks),
             metadata={
                 "dagster/row_count": len(snapshots),
                 "added_bytes": int(snapshots["added_bytes"].sum()),

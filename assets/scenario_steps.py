@@ -8,6 +8,7 @@ import pandas as pd
 from recovery_pipelines.drills.run import DrillRun
 from recovery_pipelines.drills.scenarios import scenario_of
 from recovery_pipelines.orchestration.repositories import repository_key
+from recovery_pipelines.orchestration.shards import shard_key
 from recovery_pipelines.orchestration.stages import (
     check_results,
     check_specs,
@@ -53,7 +54,7 @@ def _asset(
         results = table(pd.DataFrame(run.checks)) if checks else None
         yield dg.MaterializeResult(
             value=found,
-            check_results=check_results(context, run, step, checks),
+            check_results=check_results(context, run, checks),
             metadata={
                 "dagster/row_count": len(found),
                 "rows": table(found),
@@ -71,6 +72,8 @@ def _asset(
 
 def _sources(spec: DrillSpec) -> list[dg.AssetKey]:
     """What an audit reads."""
+    if spec.shards:
+        return [shard_key(spec)]
     return [repository_key(spec)] if isinstance(spec.target, RepositoryTarget) else []
 
 

@@ -12,6 +12,7 @@ import dagster as dg
 from recovery_pipelines.analysis.recommendations import recommended_drills
 from recovery_pipelines.assets import (
     anomaly_detection,
+    audit_shard,
     baseline_comparison,
     checksum_validation,
     corruption,
@@ -32,11 +33,13 @@ from recovery_pipelines.assets import repositories as repository_assets
 from recovery_pipelines.drills.data_recovery import require_known
 from recovery_pipelines.drills.run import STAGED
 from recovery_pipelines.orchestration.jobs import drill_job, drill_schedule, jobs, monitoring_job
+from recovery_pipelines.orchestration.shards import shards_job, shards_schedule
 from recovery_pipelines.orchestration.stages import RESOURCES
 from recovery_pipelines.plan import DrillSpec, Plan, find_plan, load_plan
 from recovery_pipelines.plan.repositories import RepositoryTarget
 from recovery_pipelines.sensors import (
     analysis,
+    audit_merge,
     drill_failure,
     drill_overdue,
     monitoring,
@@ -69,13 +72,20 @@ def build_definitions(plan: Plan | Path | str | None = None) -> dg.Definitions:
         require_known(spec)
     drill_jobs, other_jobs, schedules = jobs(specs), [], []
     for group, settings in plan.groups():
-        in_group = [spec for spec in specs if spec.group == group]
+        in_group = [spec for spec in specs if spec.group == group and not spec.shards]
         if not in_group:
             continue
         drill_jobs.append(drill_job(group, in_group, f"Every drill of {group}"))
         cron_schedule = settings.automation.cron_schedule
         if cron_schedule:
             schedules.append(drill_schedule(drill_jobs[-1], in_group, cron_schedule))
+    sharded = [spec for spec in specs if spec.shards]
+    merge_jobs = [job for job in drill_jobs if job.name in {spec.name for spec in sharded}]
+    for spec in sharded:
+        drill_jobs.append(shards_job(spec))
+        cron_schedule = spec.automation.cron_schedule
+        if cron_schedule:
+            schedules.append(shards_schedule(drill_jobs[-1], spec, cron_schedule))
     tables = _analysis_assets(plan, specs)
     derived = list(tables)
     if plan.test_framework.reporting.documentation.test_results.format:
@@ -116,6 +126,7 @@ def build_definitions(plan: Plan | Path | str | None = None) -> dg.Definitions:
             *_sign_off_sensors(plan, specs, tables[:1], derived[len(tables) :]),
             *watchers,
             *([repositories.build(audits)] if audits else []),
+            *([audit_merge.build(sharded, merge_jobs)] if sharded else []),
         ],
     )
 
@@ -124,7 +135,8 @@ def stage_assets(spec: DrillSpec) -> Sequence[dg.AssetsDefinition]:
     """The stages of one drill, in order."""
     if isinstance(spec.target, STAGED):
         return [module.build(spec) for module in _STAGE_MODULES]
-    return [*scenario_steps.build(spec), recovery_metrics.build(spec)]
+    shards = [audit_shard.build(spec)] if spec.shards else []
+    return [*shards, *scenario_steps.build(spec), recovery_metrics.build(spec)]
 
 
 def _sign_off_sensors(

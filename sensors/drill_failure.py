@@ -5,8 +5,10 @@ from collections.abc import Sequence
 import dagster as dg
 
 from recovery_pipelines.drills.failure import passed, tell_failure
-from recovery_pipelines.orchestration.interrupted import PARTITION_TAG, is_last_attempt
+from recovery_pipelines.orchestration.interrupted import is_last_attempt
 from recovery_pipelines.orchestration.jobs import belongs_to
+from recovery_pipelines.orchestration.partitions import MONTH_TAG, PARTITION_TAG, month_of
+from recovery_pipelines.orchestration.shards import part_of
 from recovery_pipelines.plan import DrillSpec
 
 
@@ -27,11 +29,12 @@ def build(specs: Sequence[DrillSpec], name: str) -> dg.SensorDefinition:
         failed = [spec for spec in specs if belongs_to(run, spec)]
         if not failed or not is_last_attempt(context.instance, run):
             return
-        month = run.tags.get(PARTITION_TAG, "no month")
+        month = month_of(run.tags) or "no month"
         stopped: list[str] = []
         if failed[0].controls.failure_handling == "stop_and_notify":
-            stopped = _stop_others(context, specs, month)
-        for spec in failed:
+            others = [spec for spec in specs if spec not in failed or not spec.shards]
+            stopped = _stop_others(context, others, month)
+        for spec in [part_of(spec, run.tags) for spec in failed]:
             if len(failed) > 1 and passed(spec, month, run.run_id):
                 continue
             tell_failure(spec, month, run.run_id, context.failure_event.message or "", stopped)
@@ -42,10 +45,28 @@ def build(specs: Sequence[DrillSpec], name: str) -> dg.SensorDefinition:
 def _stop_others(
     context: dg.RunFailureSensorContext, specs: Sequence[DrillSpec], month: str
 ) -> list[str]:
-    """Cancel every unfinished run of the same month's drills; returns the names of the drills."""
-    unfinished = context.instance.get_runs(
+    """Cancel every unfinished run of the same month's drills; returns the names of the drills.
+
+    The other shards of an audit go on: all that is wrong with a backup is to be known.
+    """
+    stopped = []
+    for run in [
+        *_unfinished(context, PARTITION_TAG, month),
+        *_unfinished(context, MONTH_TAG, month),
+    ]:
+        names = [spec.name for spec in specs if belongs_to(run, spec)]
+        if names and context.instance.run_coordinator.cancel_run(run.run_id):
+            context.log.info("stopped run %s: %s", run.run_id, ", ".join(names))
+            stopped += names
+    return stopped
+
+
+def _unfinished(
+    context: dg.RunFailureSensorContext, tag: str, month: str
+) -> Sequence[dg.DagsterRun]:
+    return context.instance.get_runs(
         dg.RunsFilter(
-            tags={PARTITION_TAG: month},
+            tags={tag: month},
             statuses=[
                 dg.DagsterRunStatus.NOT_STARTED,
                 dg.DagsterRunStatus.QUEUED,
@@ -54,10 +75,3 @@ def _stop_others(
             ],
         )
     )
-    stopped = []
-    for run in unfinished:
-        names = [spec.name for spec in specs if belongs_to(run, spec)]
-        if names and context.instance.run_coordinator.cancel_run(run.run_id):
-            context.log.info("stopped run %s: %s", run.run_id, ", ".join(names))
-            stopped += names
-    return stopped

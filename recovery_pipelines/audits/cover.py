@@ -1,4 +1,4 @@
-"""Patterns for a tool that restores by pattern: for all entries in a range of paths, and few others.
+"""Patterns, for a tool that restores by them, of all entries in a range of paths and few others.
 
 Whole subtrees are named by their root, siblings by what their names begin with, so that their
 number hardly grows with the tree.
@@ -41,9 +41,10 @@ def cover(wanted: PathRange, children: Children) -> list[Pattern]:
 
 
 def coarsened(paths: Collection[bytes], most: int) -> list[bytes]:
-    """At most so many paths whose subtrees hold all of `paths`."""
+    """At most so many paths whose subtrees hold all of `paths`; the deepest are given up first."""
     while len(paths) > most:
-        paths = {parent(path) for path in paths}
+        depth = max(path.count(b"/") for path in paths)
+        paths = {parent(path) if path.count(b"/") == depth else path for path in paths}
     return sorted(paths)
 
 

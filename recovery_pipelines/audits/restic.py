@@ -86,18 +86,24 @@ class Restic(TreeReader):
 
         Returns the folder that holds them under their paths; more may be in it.
         """
-        root = os.fsencode(self._root(backup, self._listed(backup, *self._places(backup))))
         folders = boundary(wanted)
-        paths = [root + b"/" + folder if folder else root or b"/" for folder in folders]
+        places = [os.fsencode(place) for place in (*self._places(backup), "")]
+        lines = self._listed(
+            backup, *(_below(place, folder) for place in places for folder in folders)
+        )
+        root = os.fsencode(self._root(backup, lines))
         children: dict[bytes, dict[bytes, bool]] = {folder: {} for folder in folders}
-        for each in self._listed(backup, *paths):
-            path = os.fsencode(each["path"]).removeprefix(root).lstrip(b"/")
-            if path and parent(path) in children:
-                children[parent(path)][path.rpartition(b"/")[2]] = each["type"] == "dir"
+        for each in lines:
+            path = os.fsencode(each["path"])
+            name = path.removeprefix(root + b"/")
+            if name != path and parent(name) in children:
+                children[parent(name)][name.rpartition(b"/")[2]] = each["type"] == "dir"
         patterns = cover(wanted, children)
         others = [(path, False) for path in coarsened(also, MOST_PATTERNS)]
         found = [
-            _escaped(root + b"/" + path) + b"*" * is_prefix if path or is_prefix else root or b"/*"
+            _escaped(root + b"/" + path) + b"*" * is_prefix
+            if path or is_prefix
+            else _escaped(root) or b"/*"
             for path, is_prefix in (*patterns, *others)
         ]
         tree = staging / os.fsdecode(root).lstrip("/")
@@ -144,6 +150,10 @@ def _only(backup: Backup) -> str:
             "name one as `path` of the repository in the plan"
         )
     return backup.folders[0]
+
+
+def _below(root: bytes, path: bytes) -> bytes:
+    return root + b"/" + path if path else root or b"/"
 
 
 def _escaped(path: bytes) -> bytes:

@@ -20,13 +20,16 @@ from recovery_pipelines.build import build_definitions
 from recovery_pipelines.cli.plan import plan_option
 from recovery_pipelines.drills.failure import tell_failure
 from recovery_pipelines.drills.record import DrillRecord, read_record, results_of
+from recovery_pipelines.drills.shard_round import open_shards
 from recovery_pipelines.errors import PlanError
 from recovery_pipelines.evidence import head_line
 from recovery_pipelines.orchestration.controls import pool_of
 from recovery_pipelines.orchestration.instance import open_instance, prepare_home
 from recovery_pipelines.orchestration.interrupted import fail_killed_runs
+from recovery_pipelines.orchestration.jobs import shards_job_name
 from recovery_pipelines.orchestration.partitions import current_month
 from recovery_pipelines.orchestration.resources import COMMAND_TAG
+from recovery_pipelines.orchestration.shards import partition_of
 from recovery_pipelines.plan import DrillSpec, find_plan, load_plan
 from recovery_pipelines.verdict import Verdict, worst
 
@@ -102,12 +105,27 @@ def _log_to_console() -> None:
 def _run(
     spec: DrillSpec, month: str, definitions: dg.Definitions, instance: dg.DagsterInstance
 ) -> DrillRecord:
-    """One drill, and its retries if it ends in ERROR."""
-    job = definitions.resolve_job_def(spec.name)
-    for attempt in range(spec.controls.retry_attempts + 1):
+    """One drill, and its retries if it ends in ERROR. One in shards runs those that still lack a
+    result, one after the other, and merges them."""
+    for part in open_shards(spec, month) if spec.shards else []:
+        record = _attempts(part, month, shards_job_name(spec), definitions, instance)
+        _show(record)
+    return _attempts(spec, month, spec.name, definitions, instance)
+
+
+def _attempts(
+    spec: DrillSpec,
+    month: str,
+    job_name: str,
+    definitions: dg.Definitions,
+    instance: dg.DagsterInstance,
+) -> DrillRecord:
+    job = definitions.resolve_job_def(job_name)
+    retries = 0 if spec.shards else spec.controls.retry_attempts
+    for attempt in range(retries + 1):
         done = job.execute_in_process(
             instance=instance,
-            partition_key=month,
+            partition_key=partition_of(spec, month) if spec.shard else month,
             run_config=_QUIET,
             tags=COMMAND_TAG,
             raise_on_error=False,

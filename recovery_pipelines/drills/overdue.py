@@ -67,9 +67,15 @@ def tell_overdue(specs: Sequence[DrillSpec], first_start: FirstStart, now: datet
 
 
 def longest_time(specs: Sequence[DrillSpec]) -> timedelta:
-    """The longest time that the drills of a month may take, each with all its retries."""
-    seconds = [s.controls.timeout * (1 + s.controls.retry_attempts) for s in specs]
-    return timedelta(seconds=max(seconds) if specs[0].controls.parallel_tests else sum(seconds))
+    """The longest time that the drills of a month may take, each with all its retries; a merge
+    comes after its shards."""
+    parallel = specs[0].controls.parallel_tests
+    runs = [1 + (min(1, len(s.shards)) if parallel else len(s.shards)) for s in specs]
+    seconds = [
+        s.controls.timeout * (1 + s.controls.retry_attempts) * count
+        for s, count in zip(specs, runs, strict=True)
+    ]
+    return timedelta(seconds=max(seconds) if parallel else sum(seconds))
 
 
 def _starts(

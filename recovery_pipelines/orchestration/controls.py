@@ -34,7 +34,7 @@ def run_tags(specs: Sequence[DrillSpec]) -> dict[str, str]:
     plan = specs[0].plan
     if not controls.parallel_tests:
         tags[DRILL_TAG] = f"one at a time on {plan.host}" if plan.host else "one at a time"
-    if len({spec.target_name for spec in specs}) == 1:
+    if len({spec.target_name for spec in specs}) == 1 and not specs[0].shard:
         tags[TARGET_TAG] = asset_key(plan, specs[0].target_name).to_user_string()
     return tags
 

@@ -15,10 +15,10 @@ from dagster._core.events import RunFailureReason
 from dagster._core.execution.retries import auto_reexecution_should_retry_run
 
 from recovery_pipelines.orchestration.jobs import belongs_to
+from recovery_pipelines.orchestration.partitions import PARTITION_TAG
 from recovery_pipelines.plan import DrillSpec
 from recovery_pipelines.sandbox import claim_run, ended_runs, forget_run, is_claimed
 
-PARTITION_TAG = "dagster/partition"
 _WILL_RETRY_TAG = "dagster/will_retry"
 _RETRY_NUMBER_TAG = "dagster/retry_number"
 _MAX_RETRIES_TAG = "dagster/max_retries"
@@ -76,7 +76,7 @@ def is_last_attempt(instance: dg.DagsterInstance, run: dg.DagsterRun) -> bool:
     Dagster's own answer, a tag, is no help: it is written after the failure was seen, and may say
     "false" of a run that has its retry already, as it then counts one attempt too many.
     """
-    if _should_retry(instance, run):
+    if should_retry(instance, run):
         return False
     group = instance.get_run_group(run.run_id)
     attempts = group[1] if group else []
@@ -88,10 +88,11 @@ def is_last_attempt(instance: dg.DagsterInstance, run: dg.DagsterRun) -> bool:
 def missed_its_retry(instance: dg.DagsterInstance, run: dg.DagsterRun) -> bool:
     """Whether Dagster was to retry a failed run and could not: it tries once, and its host was
     away."""
-    return run.tags.get(_WILL_RETRY_TAG) == "false" and _should_retry(instance, run)
+    return run.tags.get(_WILL_RETRY_TAG) == "false" and should_retry(instance, run)
 
 
-def _should_retry(instance: dg.DagsterInstance, run: dg.DagsterRun) -> bool:
+def should_retry(instance: dg.DagsterInstance, run: dg.DagsterRun) -> bool:
+    """Whether Dagster is to retry a failed run, as far as its retries so far say."""
     if not instance.run_retries_enabled:
         return False
     reason = run.tags.get(_REASON_TAG)

@@ -9,7 +9,7 @@ from dagster._core.definitions.unresolved_asset_job_definition import (
 
 from recovery_pipelines.drills.run import stages_of
 from recovery_pipelines.orchestration.controls import run_tags
-from recovery_pipelines.orchestration.partitions import MONTHS
+from recovery_pipelines.orchestration.partitions import month_of_tick
 from recovery_pipelines.plan import DrillSpec
 
 AnyJob = UnresolvedAssetJobDefinition
@@ -24,7 +24,13 @@ def belongs_to(run: dg.DagsterRun, spec: DrillSpec) -> bool:
     keys = run.asset_selection or frozenset()
     if keys:
         return any(key.path[0] == spec.name for key in keys)
+    if spec.shards:
+        return run.job_name in (spec.name, shards_job_name(spec))
     return run.job_name in (spec.name, spec.scenario.name, spec.group)
+
+
+def shards_job_name(spec: DrillSpec) -> str:
+    return f"{spec.name}_shards"
 
 
 def drill_job(
@@ -42,10 +48,11 @@ def drill_job(
 
 
 def jobs(specs: Sequence[DrillSpec]) -> list[UnresolvedAssetJobDefinition]:
-    """A job for each drill and for each scenario of the plan."""
+    """A job for each drill and for each scenario of the plan; what merges shards waits for them, so
+    it has its own alone."""
     found = [drill_job(spec.name, [spec], spec.scenario.description) for spec in specs]
-    for scenario in dict.fromkeys(spec.scenario.name for spec in specs):
-        of_scenario = [spec for spec in specs if spec.scenario.name == scenario]
+    for scenario in dict.fromkeys(spec.scenario.name for spec in specs if not spec.shards):
+        of_scenario = [s for s in specs if s.scenario.name == scenario and not s.shards]
         found.append(drill_job(scenario, of_scenario, f"Every drill of {scenario}"))
     return found
 
@@ -63,9 +70,7 @@ def drill_schedule(
         description="Starts the month's drills, each as a run of its own.",
     )
     def start_drills(context: dg.ScheduleEvaluationContext) -> Iterator[dg.RunRequest]:
-        month = MONTHS.get_partition_key_for_timestamp(
-            context.scheduled_execution_time.timestamp(), end_closed=False
-        )
+        month = month_of_tick(context)
         for spec in specs:
             yield dg.RunRequest(
                 run_key=f"{spec.name} {month}",

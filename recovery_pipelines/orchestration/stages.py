@@ -15,7 +15,7 @@ from recovery_pipelines.orchestration.controls import apply_controls, forbid_ret
 from recovery_pipelines.orchestration.demands import demand
 from recovery_pipelines.orchestration.interrupted import begin
 from recovery_pipelines.orchestration.io_manager import HOME_METADATA_KEY, ParquetIOManager
-from recovery_pipelines.orchestration.partitions import MONTHS
+from recovery_pipelines.orchestration.partitions import MONTHS, month_of
 from recovery_pipelines.orchestration.resources import DrillsResource
 from recovery_pipelines.plan import DrillSpec
 from recovery_pipelines.verdict import CheckResult, Verdict
@@ -66,27 +66,33 @@ def open_stage(
     context: dg.AssetExecutionContext, spec: DrillSpec, stage: str
 ) -> Iterator[DrillRun]:
     """The drill that this stage belongs to. Errors meant for people reach the UI as such."""
+    month = month_of(context.run.tags) or context.partition_key
     if stage == stages_of(spec)[0]:
         begin(context, spec.plan.data_home)
         apply_controls(context, spec)
     try:
-        yield context.resources.recovery_drills.stage(spec, context.partition_key, stage)
+        yield context.resources.recovery_drills.stage(spec, month, stage)
     except RecoveryError as error:
         raise dg.Failure(f"{type(error).__name__}: {error}") from None
 
 
-def check_specs(spec: DrillSpec, stage: str, names: Sequence[str]) -> list[dg.AssetCheckSpec]:
+def check_specs(
+    spec: DrillSpec,
+    stage: str,
+    names: Sequence[str],
+    partitions: dg.PartitionsDefinition[str] = MONTHS,
+) -> list[dg.AssetCheckSpec]:
     key = dg.AssetKey([spec.name, stage])
     return [
         dg.AssetCheckSpec(
-            name, asset=key, description=demand(name), blocking=True, partitions_def=MONTHS
+            name, asset=key, description=demand(name), blocking=True, partitions_def=partitions
         )
         for name in names
     ]
 
 
 def check_results(
-    context: dg.AssetExecutionContext, run: DrillRun, stage: str, names: Sequence[str]
+    context: dg.AssetExecutionContext, run: DrillRun, names: Sequence[str]
 ) -> list[dg.AssetCheckResult]:
     """The named checks of `run` as Dagster shows them.
 
@@ -96,21 +102,17 @@ def check_results(
     if run.verdict.is_finding:
         forbid_retry(context)
     by_name = {check.name: check for check in run.checks}
-    return [_check_result(context, stage, run, by_name.get(name), name) for name in names]
+    return [_check_result(context, by_name.get(name), name) for name in names]
 
 
 def _check_result(
-    context: dg.AssetExecutionContext,
-    stage: str,
-    run: DrillRun,
-    check: CheckResult | None,
-    name: str,
+    context: dg.AssetExecutionContext, check: CheckResult | None, name: str
 ) -> dg.AssetCheckResult:
     check = check or CheckResult(name, Verdict.UNVERIFIED, "the check runs", "it did not run")
     warns = check.verdict in _WARNINGS
     return dg.AssetCheckResult(
         check_name=name,
-        asset_key=dg.AssetKey([run.spec.name, stage]),
+        asset_key=context.asset_key,
         passed=check.verdict is Verdict.PASS,
         severity=dg.AssetCheckSeverity.WARN if warns else dg.AssetCheckSeverity.ERROR,
         metadata={
