@@ -83,7 +83,7 @@ class ShardTrial(TreeTrial):
     def _compared(self) -> Outcome:
         captured, found_file = (self.run.manifest_path(name) for name in ("found", "found-part"))
         manifest.capture(self.tree, captured)
-        found = manifest.take_part(captured, self.range, found_file)
+        found = manifest.take_part(captured, self.range, found_file, like=self.part)
         comparison = manifest.write_part(
             (self.part_file, self.part),
             (found_file, found),

@@ -4,12 +4,13 @@ Paths are ordered as a walk meets them: a directory, then all that is beneath it
 sibling. So whatever lies between two paths is whole subtrees and a few siblings.
 """
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping, Set
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -83,6 +84,8 @@ class Part:
     size_bytes: int
     broken_above: tuple[bytes, ...]
     """Directories above the range that could not be listed completely."""
+    linked: tuple[bytes, ...]
+    """Entries inside that share an inode with another one, inside or outside."""
     linked_outside: tuple[bytes, ...]
     """Entries outside that share an inode with one inside."""
 
@@ -118,16 +121,21 @@ def cut(manifest: Path, count: int) -> list[PathRange]:
     return [PathRange(start or b"", end) for start, end in pairwise(edges)]
 
 
-def take_part(manifest: Path, paths: PathRange, output: Path, *, share: int = 1) -> Part:
+def take_part(
+    manifest: Path, paths: PathRange, output: Path, *, share: int = 1, like: Part | None = None
+) -> Part:
     """Write the rows of a range as a manifest of its own, in bounded memory.
 
-    `share`: in how many parts about as large as this one the manifest is cut. All of it is read,
-    and its digest checked. Beside the row group at hand only hard links are held in memory.
+    `share`: in how many parts about as large as this one the manifest is cut. `like`: the part that
+    this one is to be compared with; hard-link groups are then numbered by what that one knows, as a
+    partly restored tree lacks members of them. All of the manifest is read, and its digest checked.
+    Beside the row group at hand only hard links are held in memory.
     """
     reader = Reader(manifest)
     above = set(ancestors(paths.start))
     outside: dict[int, list[bytes]] = {}
-    inside: set[int] = set()
+    inside: dict[int, list[bytes]] = {}
+    renumbered = _group_numbers(manifest, {*like.linked, *like.linked_outside}) if like else {}
     broken: list[bytes] = []
     counts = np.zeros(2, np.int64)
 
@@ -135,10 +143,12 @@ def take_part(manifest: Path, paths: PathRange, output: Path, *, share: int = 1)
         column = one_chunk(table["path"])
         mask = paths.mask(column)
         groups = numbers(table["hard_link_group"], "<u8")
-        linked = (groups != 0) & valid_mask(table["hard_link_group"])
-        inside.update(groups[linked & mask].tolist())
-        for place in np.flatnonzero(linked & ~mask).tolist():
-            outside.setdefault(int(groups[place]), []).append(column[place].as_py())
+        linked = np.flatnonzero((groups != 0) & valid_mask(table["hard_link_group"]))
+        for place in linked.tolist():
+            side = inside if mask[place] else outside
+            side.setdefault(int(groups[place]), []).append(column[place].as_py())
+        if renumbered and len(linked):
+            table = _with_groups(table, linked, renumbered)
         codes = type_codes(table["type"])
         suspects = np.flatnonzero(
             valid_mask(table["error"]) & ~mask & ((codes == DIRECTORY) | (codes < 0))
@@ -158,8 +168,33 @@ def take_part(manifest: Path, paths: PathRange, output: Path, *, share: int = 1)
         files=int(counts[0]),
         size_bytes=int(counts[1]),
         broken_above=tuple(sorted(broken)),
+        linked=tuple(sorted(path for members in inside.values() for path in members)),
         linked_outside=tuple(sorted(path for group in inside for path in outside.get(group, ()))),
     )
+
+
+def _group_numbers(manifest: Path, known: Set[bytes]) -> dict[int, int]:
+    """For each hard-link group the smallest path_id among its entries in `known`, if any."""
+    smallest: dict[int, int] = {}
+    for table in Reader(manifest).tables() if known else ():
+        ids, groups = numbers(table["path_id"], "<u8"), numbers(table["hard_link_group"], "<u8")
+        linked = (groups != 0) & valid_mask(table["hard_link_group"])
+        paths = one_chunk(table["path"])
+        for place in np.flatnonzero(linked).tolist():
+            if paths[place].as_py() in known:
+                group, path_id = int(groups[place]), int(ids[place])
+                smallest[group] = min(path_id, smallest.get(group, path_id))
+    return smallest
+
+
+def _with_groups(
+    table: pa.Table, linked: npt.NDArray[np.intp], renumbered: Mapping[int, int]
+) -> pa.Table:
+    groups = numbers(table["hard_link_group"], "<u8").copy()
+    groups[linked] = [renumbered.get(group, group) for group in groups[linked].tolist()]
+    index = table.schema.get_field_index("hard_link_group")
+    column = fixed_array(pa.uint64(), groups, valid_mask(table["hard_link_group"]))
+    return table.set_column(index, table.schema.field(index), column)
 
 
 def sizes_of(manifest: Path, paths: Collection[bytes]) -> dict[bytes, int]:
