@@ -1,18 +1,40 @@
 """An audit in shards says what one in one piece says, and nothing less than all shards passes."""
 
+import json
 import os
 import random
+import re
 import shutil
 import subprocess
+import sys
+import time
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
+import dagster as dg
+import pandas as pd
 import pyarrow as pa
 import pytest
 
 from recovery_pipelines import manifest
+from recovery_pipelines.analysis.history import load_history
 from recovery_pipelines.audits.cover import Pattern, boundary, coarsened, cover
+from recovery_pipelines.build import build_definitions
+from recovery_pipelines.drills import merged_audit
+from recovery_pipelines.drills.record import DrillRecord, read_record, result_folders, results_of
+from recovery_pipelines.drills.scenarios import carry_out_steps
+from recovery_pipelines.drills.shard_round import due_merges, open_shards
+from recovery_pipelines.evidence import keys
+from recovery_pipelines.evidence.verify import verify
 from recovery_pipelines.manifest import store
 from recovery_pipelines.manifest.ranges import ancestors, order
+from recovery_pipelines.orchestration.jobs import shards_job_name
+from recovery_pipelines.orchestration.shards import partition_of, shard_key
+from recovery_pipelines.plan import DrillSpec, load_plan
+from recovery_pipelines.verdict import Verdict
+from tests.audit_effects import verdict_of
+from tests.plans import MONTH
 
 SECRET = "the-password-of-the-team"
 NAMES = [b"a", b"a-b", b"a.b", b"ab", b"st*r[1]?\\q", "ü".encode(), b"z z", b"-"]
@@ -194,3 +216,254 @@ def copy(tree: Path, paths: set[bytes], output: Path) -> None:
         [*tar, "-cT", "-"], cwd=tree, input=listed, check=True, capture_output=True
     ).stdout
     subprocess.run(["tar", "-xpf", "-", "-C", str(output)], input=packed, check=True)
+
+
+# --- audits of a real repository ----------------------------------------------------------------
+
+COUNT = 3
+
+
+class Team:
+    """A team's restic repository, audited in shards and in one piece."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.runs = 0
+
+    def spec(self, host: str, shards: int | None = COUNT) -> DrillSpec:
+        plan = self.folder / "recovery.yaml"
+        plan.write_text(
+            f"""
+data_home: home{"" if shards else "-whole"}
+targets:
+  mine:
+    repository: {{restic: repository, password: env:TEAM_PASSWORD, match: "{host}"}}
+    verify_against: {{manifests: manifests}}
+    objectives: {{rpo_seconds: 360000}}
+    marks: marks
+    generations: 0
+    shards: {shards or "null"}
+test_framework:
+  test_execution:
+    execution_controls: {{parallel_tests: true, retry_attempts: 0}}
+"""
+        )
+        (spec,) = load_plan(plan).drills()
+        return spec
+
+    def run(self, spec: DrillSpec) -> DrillRecord:
+        self.runs += 1
+        return carry_out_steps(spec, MONTH, f"run-{self.runs}")
+
+    def snapshot(self, tree: Path, host: str, truth: Path) -> None:
+        """Back up a tree; what it should hold is said by the manifest `truth`."""
+        restic(self.folder, "backup", "--host", host, str(tree))
+        listed = json.loads(restic(self.folder, "snapshots", "--json", "--host", host))
+        name = listed[-1]["short_id"]
+        shutil.copyfile(truth, self.folder / "manifests" / f"{name}.parquet")
+
+
+def restic(folder: Path, *words: str) -> str:
+    return subprocess.run(
+        ["restic", "--no-cache", "-r", str(folder / "repository"), *words],
+        env=os.environ | {"RESTIC_PASSWORD": SECRET},
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout
+
+
+@pytest.fixture(scope="module")
+def backed_up(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Backups of a tree and, under the same manifest, of the damaged tree."""
+    team, chance = Team(tmp_path_factory.mktemp("team")), random.Random(5)
+    tree, truth = team.folder / "live", team.folder / "truth.parquet"
+    make_tree(tree, chance)
+    (tree / "marks").write_text(f"{datetime.now(UTC):%FT%TZ}\n")
+    manifest.capture(tree, truth)
+    (team.folder / "manifests").mkdir()
+    restic(team.folder, "init")
+    for host in ("clean", "damaged"):
+        if host == "damaged":
+            damage_tree(tree, chance)
+        team.snapshot(tree, host, truth)
+    return team.folder
+
+
+@pytest.fixture
+def team(backed_up: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Team:
+    monkeypatch.setenv("TEAM_PASSWORD", SECRET)
+    for name in ("repository", "manifests"):
+        shutil.copytree(backed_up / name, tmp_path / name)
+    return Team(tmp_path)
+
+
+def the_same(merged: DrillRecord, whole: DrillRecord) -> None:
+    """The verdict, each check's, what is wrong, and every measure that is not a time."""
+    assert merged.verdict is whole.verdict, (merged.reason, whole.reason)
+    verdicts = [{check.name: check.verdict for check in each.checks} for each in (merged, whole)]
+    assert verdicts[0] == verdicts[1]
+    tables = [pd.read_parquet(each.folder / "wrong_entries.parquet") for each in (merged, whole)]
+    pd.testing.assert_frame_equal(tables[0], tables[1])
+    varies = re.compile("_seconds$|_operations$|^(read|write|peak_memory)_|^(seed|run_id|started)")
+    metrics = [
+        {name: value for name, value in each.metrics.items() if not varies.search(name)}
+        for each in (merged, whole)
+    ]
+    assert metrics[0] == metrics[1]
+
+
+@pytest.mark.parametrize("host", ["clean", "damaged"])
+def test_an_audit_in_shards_says_what_one_in_one_piece_says(host: str, team: Team) -> None:
+    spec = team.spec(host)
+    parts = [team.run(part) for part in spec.shards]
+    merged, whole = team.run(spec), team.run(team.spec(host, None))
+    assert whole.verdict is (Verdict.PASS if host == "clean" else Verdict.FAIL), whole.reason
+    the_same(merged, whole)
+    assert [each["verdict"] for each in merged.content["merged"]] == [p.verdict for p in parts]
+    assert sum(part.metrics["files_verified"] for part in parts) == whole.metrics["files_verified"]
+    assert any("hard links" in text for text in merged.not_tested)
+    home = spec.plan.data_home
+    key = keys.read_public(home / "evidence" / "key.pub.pem")
+    found = verify(home, key, results=result_folders(home))
+    assert found.is_verified
+    assert len(found.verified) == COUNT + 1
+    assert list(load_history(home)["drill"]) == [spec.name]
+
+
+def test_what_cannot_be_restored_fails_whichever_shard_meets_it(team: Team) -> None:
+    packs = (team.folder / "repository" / "data").glob("*/*")
+    pack = max(packs, key=lambda path: path.stat().st_size)
+    content = bytearray(pack.read_bytes())
+    content[len(content) // 3] ^= 0xFF
+    pack.chmod(0o600)
+    pack.write_bytes(content)
+    spec = team.spec("clean")
+    found = [team.run(part).verdict for part in spec.shards]
+    assert Verdict.FAIL in found
+    merged = team.run(spec)
+    assert merged.verdict is Verdict.FAIL, merged.reason
+    assert verdict_of(merged, "backup_restores") is Verdict.FAIL
+    assert verdict_of(merged, "data_match") is Verdict.FAIL
+
+
+def change_round(spec: DrillSpec, **changes: Any) -> None:
+    path = spec.plan.data_home / "rounds" / f"{spec.name}.{MONTH}.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_nothing_less_than_all_shards_of_one_round_passes(team: Team) -> None:
+    spec = team.spec("clean")
+    first, second, third = spec.shards
+
+    def refused(why: str) -> None:
+        record = team.run(spec)
+        assert record.verdict is Verdict.ERROR
+        assert re.search(why, record.reason), record.reason
+
+    refused("no shard of .* has run")
+    records = [team.run(first), team.run(second)]
+    refused("shard 3: it has not run")
+    records.append(team.run(third))
+    runs = {str(number): record.run_id for number, record in enumerate(records, 1)}
+    record = records[1].folder / "metrics.parquet"
+    content = record.read_bytes()
+    record.write_bytes(content[:-1])
+    refused("shard 2: .* not as it was sealed")
+    record.write_bytes(content)
+    change_round(spec, runs=runs | {"3": runs["2"]})
+    refused("shard 3: run run-3 has not ended")
+    change_round(spec, runs=runs | {"2": "killed"})
+    refused("shard 2: run killed has not ended, was killed")
+    change_round(spec, runs=runs, manifest="another")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(merged_audit, "reference_of", lambda *_: pytest.fail("no shard is left"))
+        refused("shard 1: .* of another shard")
+    change_round(spec, manifest=records[0].content["shard"]["manifest"])
+    assert team.run(spec).verdict is Verdict.PASS
+    again = team.run(first)  # the round is over: this begins another one
+    assert again.content["shard"]["round"] != records[0].content["shard"]["round"]
+    refused("shard 2: it has not run; shard 3: it has not run")
+    change_round(spec, runs=runs | {"1": again.run_id})
+    refused("shard 2: .* of another shard; shard 3: .* of another shard")
+
+
+def test_shards_join_the_backup_that_the_first_one_chose(team: Team, backed_up: Path) -> None:
+    spec = team.spec("[cl]*")
+    first, second, third = spec.shards
+    backups = [team.run(first).metrics["backup"]]
+    team.snapshot(backed_up / "live", "later", backed_up / "truth.parquet")
+    backups += [team.run(second).metrics["backup"], team.run(third).metrics["backup"]]
+    assert len(set(backups)) == 1
+    merged = team.run(spec)
+    assert merged.metrics["backup"] == backups[0]
+    restic(team.folder, "forget", backups[0])
+    assert team.run(first).metrics["backup"] != backups[0]
+
+
+def test_a_killed_shard_keeps_the_audit_from_passing_until_it_has_run_again(team: Team) -> None:
+    spec = team.spec("clean")
+    for part in spec.shards[1:]:
+        team.run(part)
+    code = (
+        "import sys; from pathlib import Path; from recovery_pipelines.plan import load_plan; "
+        "from recovery_pipelines.drills.scenarios import carry_out_steps; "
+        "(spec,) = load_plan(Path(sys.argv[1])).drills(); "
+        f"carry_out_steps(spec.shards[0], {MONTH!r}, 'killed')"
+    )
+    journal = results_of(spec.shards[0], MONTH, "killed") / "journal.jsonl"
+    victim = subprocess.Popen([sys.executable, "-c", code, team.folder / "recovery.yaml"])
+    while not journal.exists() or "audits" not in journal.read_text():
+        assert victim.poll() is None
+        time.sleep(0.01)
+    victim.kill()
+    victim.wait()
+    assert due_merges(spec, lambda month: True) == []
+    ((month, key),) = due_merges(spec, lambda month: False)
+    assert month == MONTH
+    record = team.run(spec)
+    assert record.verdict is Verdict.ERROR
+    assert "shard 1: run killed has not ended, was killed" in record.reason
+    assert open_shards(spec, MONTH) == spec.shards[:1]
+    team.run(spec.shards[0])
+    assert [each != key for _, each in due_merges(spec, lambda month: False)] == [True]
+    assert team.run(spec).verdict is Verdict.PASS
+    assert due_merges(spec, lambda month: False) == []
+    assert not list((spec.plan.data_home / "sandboxes").iterdir())
+
+
+def test_dagster_runs_shards_as_partitions_and_merges_them(team: Team) -> None:
+    spec = team.spec("damaged")
+    definitions = build_definitions(spec.plan)
+    job = definitions.resolve_job_def(shards_job_name(spec))
+    sensor = definitions.get_sensor_def("recovery_audit_merge")
+    with dg.DagsterInstance.ephemeral() as instance:
+
+        def look() -> dg.SensorResult:
+            context = dg.build_sensor_context(instance=instance, definitions=definitions)
+            found = sensor(context)
+            assert isinstance(found, dg.SensorResult)
+            return found
+
+        for part in spec.shards:
+            job.execute_in_process(
+                instance=instance, partition_key=partition_of(part, MONTH), raise_on_error=False
+            )
+        (request,) = look().run_requests or []
+        assert (request.job_name, request.partition_key) == (spec.name, MONTH)
+        waiting = instance.create_run_for_job(
+            job, tags={"dagster/partition/month": MONTH, "dagster/partition/shard": "2of3"}
+        )
+        assert not look().run_requests
+        instance.delete_run(waiting.run_id)
+        done = definitions.resolve_job_def(spec.name).execute_in_process(
+            instance=instance, partition_key=MONTH, raise_on_error=False
+        )
+        checks = {each.check_name: each.passed for each in done.get_asset_check_evaluations()}
+        assert not look().run_requests
+        held = instance.get_materialized_partitions(shard_key(spec))
+    assert held == {str(partition_of(part, MONTH)) for part in spec.shards}
+    assert read_record(results_of(spec, MONTH, done.run_id)).verdict is Verdict.FAIL
+    assert checks == {"backup_restores": True, "data_match": False} | {
+        name: True for name in ("backup_is_fresh", "marks_are_fresh") if name in checks
+    }

@@ -91,10 +91,8 @@ def audit_verification(run: DrillRun) -> pd.DataFrame:
 
 def kept_wrong(run: DrillRun, wrong: Mapping[bytes, str]) -> pd.DataFrame:
     """What is wrong, by path, as a table that stays with the results."""
-    rows = [(os.fsdecode(path), problem) for path, problem in wrong.items()]
-    table = pd.DataFrame(rows, columns=_WRONG_COLUMNS).map(
-        lambda text: text.encode("utf-8", "backslashreplace").decode()
-    )
+    rows = [(_text(os.fsdecode(path)), _text(problem)) for path, problem in wrong.items()]
+    table = pd.DataFrame(rows, columns=_WRONG_COLUMNS)
     run.keep("wrong_entries", table)
     return table
 
@@ -132,6 +130,11 @@ def list_backups(spec: DrillSpec, work: Path, timeout_seconds: float) -> list[Ba
     """What the repository holds now, oldest first. EngineError if that cannot be told."""
     repository = spec.audited.repository
     return open_repository(repository, work, lambda: timeout_seconds, {}).backups()
+
+
+def _text(said: str) -> str:
+    """Names need not be text, and tables hold nothing else."""
+    return said.encode("utf-8", "backslashreplace").decode()
 
 
 # --- choosing ---------------------------------------------------------------------------
