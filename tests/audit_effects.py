@@ -13,6 +13,7 @@ from recovery_pipelines.drills.record import DrillRecord
 from recovery_pipelines.drills.scenarios import carry_out_steps
 from recovery_pipelines.errors import PlanError
 from recovery_pipelines.evidence.signoff import standings
+from recovery_pipelines.orchestration.jobs import shards_job_name
 from recovery_pipelines.plan import DrillSpec
 from recovery_pipelines.verdict import Verdict
 from tests.database_team import SECRET, cluster
@@ -267,6 +268,29 @@ def effect_coverage(tmp_path: Path, *_: object) -> None:
         audit_spec(tmp_path, coverage=keys["coverage"])
 
 
+def effect_shards(tmp_path: Path, *_: object) -> None:
+    """A partition for each month and shard; what the key does with data is in test_shards."""
+    keys: dict[str, Any] = {
+        "repository": {"restic": str(tmp_path), "password": "env:PATH"},
+        "verify_against": {"manifests": str(tmp_path)},
+        "shards": 4,
+    }
+    spec = audit_spec(tmp_path, **keys)
+    assert [str(part.shard) for part in spec.shards] == [f"shard {n} of 4" for n in range(1, 5)]
+    definitions = build_definitions(spec.plan)
+    partitions = definitions.resolve_job_def(shards_job_name(spec)).partitions_def
+    assert partitions is not None
+    assert f"{MONTH}|4of4" in partitions.get_partition_keys()
+    for wrong in (
+        {"repository": {"directory": str(tmp_path)}},
+        {"sample": {"bad_share": 0.1}},
+        {"verify_against": {}},
+        {"verify_against": {"manifests": "m", "live": "l"}},
+    ):
+        with pytest.raises(PlanError, match="shards"):
+            audit_spec(tmp_path, **keys | wrong)
+
+
 def effect_generations(tmp_path: Path, *_: object) -> None:
     make_data(tmp_path)
     for number, age in enumerate((300, 200, 100)):
@@ -361,6 +385,7 @@ AUDIT_EFFECTS: dict[str, Effect] = {
         "sample.by": effect_by,
         "coverage.files": effect_coverage,
         "coverage.days": effect_coverage,
+        "shards": effect_shards,
         "generations": effect_generations,
         "marks": effect_marks,
     }.items()

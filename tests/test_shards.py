@@ -163,7 +163,7 @@ def test_a_flat_folder_needs_few_patterns() -> None:
     assert coarsened([b"a/b/c", b"a/b/d", b"a/e/f", b"g/h"], 2) == [b"a", b"g"]
 
 
-@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("seed", range(8))
 def test_parts_merged_are_the_comparison_in_one_piece(seed: int, tmp_path: Path) -> None:
     """Differences, what is undecided and every count, whatever is damaged and however it is cut,
     where each part sees no more of the tree than is restored for it."""
@@ -389,20 +389,17 @@ def test_nothing_less_than_all_shards_of_one_round_passes(team: Team) -> None:
 
 
 def test_shards_join_the_backup_that_the_first_one_chose(team: Team, backed_up: Path) -> None:
-    spec = team.spec("[cl]*")
-    first, second, third = spec.shards
-    backups = [team.run(first).metrics["backup"]]
+    spec = team.spec("[cl]*", 2)
+    first, second = spec.shards
+    backup = team.run(first).metrics["backup"]
     team.snapshot(backed_up / "live", "later", backed_up / "truth.parquet")
-    backups += [team.run(second).metrics["backup"], team.run(third).metrics["backup"]]
-    assert len(set(backups)) == 1
-    merged = team.run(spec)
-    assert merged.metrics["backup"] == backups[0]
-    restic(team.folder, "forget", backups[0])
-    assert team.run(first).metrics["backup"] != backups[0]
+    assert team.run(second).metrics["backup"] == backup
+    assert team.run(spec).metrics["backup"] == backup
+    assert team.run(first).metrics["backup"] != backup
 
 
 def test_a_killed_shard_keeps_the_audit_from_passing_until_it_has_run_again(team: Team) -> None:
-    spec = team.spec("clean")
+    spec = team.spec("clean", 2)
     for part in spec.shards[1:]:
         team.run(part)
     code = (
@@ -433,7 +430,7 @@ def test_a_killed_shard_keeps_the_audit_from_passing_until_it_has_run_again(team
 
 
 def test_dagster_runs_shards_as_partitions_and_merges_them(team: Team) -> None:
-    spec = team.spec("damaged")
+    spec = team.spec("damaged", 2)
     definitions = build_definitions(spec.plan)
     job = definitions.resolve_job_def(shards_job_name(spec))
     sensor = definitions.get_sensor_def("recovery_audit_merge")
@@ -452,7 +449,7 @@ def test_dagster_runs_shards_as_partitions_and_merges_them(team: Team) -> None:
         (request,) = look().run_requests or []
         assert (request.job_name, request.partition_key) == (spec.name, MONTH)
         waiting = instance.create_run_for_job(
-            job, tags={"dagster/partition/month": MONTH, "dagster/partition/shard": "2of3"}
+            job, tags={"dagster/partition/month": MONTH, "dagster/partition/shard": "2of2"}
         )
         assert not look().run_requests
         instance.delete_run(waiting.run_id)
