@@ -119,7 +119,7 @@ def synthetic_manifest(output: Path, rows: int, changed: bool) -> None:
             paths[::1000] = [path + b".new" for path in paths[::1000]]
         ids = np.fromiter(map(xxhash.xxh3_64_intdigest, paths), "<u8", len(paths))
         parts.append((ids, paths))
-    bits = store._group_bits(rows)
+    bits = store.group_bits(rows)
     shift = np.uint64(64 - bits)
 
     def tables() -> Iterator[pa.Table]:
@@ -156,7 +156,7 @@ def synthetic_manifest(output: Path, rows: int, changed: bool) -> None:
                 columns[name] = store.fixed_array(kind, values)
             yield pa.table([columns[field.name] for field in SCHEMA], schema=SCHEMA)
 
-    store._write(output, tables(), {"schema_version": 1, "root": "/none", "mount_points": []})
+    store.write(output, tables(), {"schema_version": 1, "root": "/none", "mount_points": []})
 
 
 @click.command()

@@ -23,7 +23,7 @@ from race import console
 from rich.table import Table
 
 from recovery_pipelines.audits.sampling import sample_size
-from recovery_pipelines.manifest import capture
+from recovery_pipelines.manifest import PathRange, capture, take_part
 
 CONFIDENCE = 0.95
 _COMPARE = (
@@ -38,6 +38,8 @@ class Costs:
 
     capture_seconds: float
     compare_seconds: float
+    scan_seconds: float
+    """To look whether it belongs to a shard: every shard reads the whole manifest."""
     compare_peak_bytes: float
     """Of the whole process; it does not grow with the entries."""
     manifest_bytes: float
@@ -52,6 +54,10 @@ class Costs:
 @click.option("--failures", default=0.02, help="Chance that a worker dies during a shard.")
 @click.option("--worker-hour", default=0.20, help="Price of one worker for an hour.")
 @click.option("--terabyte-out", default=10.0, help="Price of reading a terabyte of the backup.")
+@click.option("--restore-entries", default=1_500.0, help="Restored per second by one worker.")
+@click.option("--index-bytes", default=150.0, help="Memory of the tool for an entry of the backup.")
+@click.option("--restore-bytes", default=500.0, help="And for an entry that it restores.")
+@click.option("--worker-mib", default=300.0, help="Memory of a worker and its tool for no data.")
 @click.option("--measured-files", default=20_000)
 @click.option("--measured-rows", default=400_000)
 def main(
@@ -63,22 +69,35 @@ def main(
     failures: float,
     worker_hour: float,
     terabyte_out: float,
+    restore_entries: float,
+    index_bytes: float,
+    restore_bytes: float,
+    worker_mib: float,
     measured_files: int,
     measured_rows: int,
 ) -> None:
     costs = measure(measured_files, measured_rows)
     read_seconds = data_terabytes * 1e12 / entries / (read_gigabytes * 1e9)
-    each_seconds = max(costs.capture_seconds, read_seconds)
-    shard_seconds = entries / shards * (each_seconds + costs.compare_seconds)
+    each_seconds = max(1 / restore_entries, read_seconds) + costs.capture_seconds
+    scan_seconds = entries * costs.scan_seconds
+    shard_seconds = entries / shards * (each_seconds + costs.compare_seconds) + scan_seconds
     hours, tries = simulate(shard_seconds, shards, workers, failures)
     console.print(
         f"measured: capture {1e6 * costs.capture_seconds:.1f} us, compare "
-        f"{1e6 * costs.compare_seconds:.2f} us, {costs.manifest_bytes:.0f} bytes an entry; "
+        f"{1e6 * costs.compare_seconds:.2f} us, look at {1e6 * costs.scan_seconds:.2f} us, "
+        f"{costs.manifest_bytes:.0f} bytes an entry; "
         f"compare peaks at {costs.compare_peak_bytes / (1 << 20):.0f} MiB"
     )
+    memory = worker_mib * (1 << 20) + entries * (index_bytes + restore_bytes / shards)
+    disk = data_terabytes * 1e12 / shards + entries / shards * (4096 + 2 * costs.manifest_bytes)
     console.print(
         f"{entries:,} entries in {shards} shards of {entries // shards:,}: each "
-        f"{shard_seconds / 3600:.2f} h; a manifest of {entries * costs.manifest_bytes / 1e9:.0f} GB"
+        f"{shard_seconds / 3600:.2f} h, {scan_seconds / 60:.0f} min of them for its part of a "
+        f"manifest of {entries * costs.manifest_bytes / 1e9:.0f} GB"
+    )
+    console.print(
+        f"a worker: {disk / 1e9:,.0f} GB of disk, {memory / 1e9:,.1f} GB of memory, "
+        f"{entries * index_bytes / 1e9:,.1f} GB of them the tool's index of the whole repository"
     )
     console.print(
         f"{workers} workers, {failures:.0%} of the shards cut off: {hours:.1f} h, {tries} tries "
@@ -90,6 +109,8 @@ def main(
     for bad in (0.01, 0.001, 0.0001, 0.00001, 0.0):
         restored = sample_size(entries, bad, CONFIDENCE) if bad else entries
         busy_hours = restored * (each_seconds + costs.compare_seconds) / 3600
+        if not bad:
+            busy_hours += shards * scan_seconds / 3600
         terabytes = data_terabytes * restored / entries
         price = busy_hours * worker_hour + terabytes * terabyte_out
         nines = -math.log10(bad) if bad else math.log10(entries)
@@ -111,7 +132,7 @@ def measure(files: int, rows: int) -> Costs:
             _capture_seconds(scratch / f"tree-{count}", count) for count in (files // 4, files)
         )
         capture_seconds = (large - small) / (files - files // 4)
-        seconds, sizes = [], []
+        seconds, sizes, scans = [], [], []
         for count in (rows // 4, rows):
             manifest = scratch / f"{count}.parquet"
             synthetic_manifest(manifest, count, False)
@@ -119,11 +140,15 @@ def measure(files: int, rows: int) -> Costs:
             subprocess.run([sys.executable, "-c", _COMPARE, manifest, manifest], check=True)
             seconds.append(time.perf_counter() - began)
             sizes.append(manifest.stat().st_size)
+            began = time.perf_counter()
+            take_part(manifest, PathRange(b"\xff"), scratch / "part.parquet", share=rows)
+            scans.append(time.perf_counter() - began)
         peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss << 10
         step = rows - rows // 4
         return Costs(
             capture_seconds=capture_seconds,
             compare_seconds=(seconds[1] - seconds[0]) / step,
+            scan_seconds=(scans[1] - scans[0]) / step,
             compare_peak_bytes=peak,
             manifest_bytes=(sizes[1] - sizes[0]) / step,
         )
