@@ -243,7 +243,10 @@ targets:
     marks: marks
     generations: 0
     shards: {shards or "null"}
+teams: {{admin_team: [{{file: messages.jsonl}}]}}
 test_framework:
+  test_scenarios:
+    backup_audit: {{automation: {{notification: [admin_team]}}}}
   test_execution:
     execution_controls: {{parallel_tests: true, retry_attempts: 0}}
 """
@@ -442,10 +445,15 @@ def test_dagster_runs_shards_as_partitions_and_merges_them(team: Team) -> None:
             assert isinstance(found, dg.SensorResult)
             return found
 
+        failed = []
         for part in spec.shards:
-            job.execute_in_process(
+            done = job.execute_in_process(
                 instance=instance, partition_key=partition_of(part, MONTH), raise_on_error=False
             )
+            if not done.success:
+                failed.append(part)
+                tell(definitions, instance, done)
+        assert failed
         (request,) = look().run_requests or []
         assert (request.job_name, request.partition_key) == (spec.name, MONTH)
         waiting = instance.create_run_for_job(
@@ -459,8 +467,24 @@ def test_dagster_runs_shards_as_partitions_and_merges_them(team: Team) -> None:
         checks = {each.check_name: each.passed for each in done.get_asset_check_evaluations()}
         assert not look().run_requests
         held = instance.get_materialized_partitions(shard_key(spec))
+    (message, *_) = (spec.plan.data_home / "messages.jsonl").read_text().splitlines()
+    assert json.loads(message)["subject"] == f"recovery drill {failed[0].name} {MONTH}: failed"
     assert held == {str(partition_of(part, MONTH)) for part in spec.shards}
     assert read_record(results_of(spec, MONTH, done.run_id)).verdict is Verdict.FAIL
     assert checks == {"backup_restores": True, "data_match": False} | {
         name: True for name in ("backup_is_fresh", "marks_are_fresh") if name in checks
     }
+
+
+def tell(
+    definitions: dg.Definitions, instance: dg.DagsterInstance, done: dg.ExecuteInProcessResult
+) -> None:
+    """As the daemon does when a run has failed."""
+    failure = next(event for event in done.all_events if event.is_run_failure)
+    context = dg.build_run_status_sensor_context(
+        sensor_name="recovery_drill_failure",
+        dagster_event=failure,
+        dagster_instance=instance,
+        dagster_run=instance.get_run_by_id(done.run_id),
+    ).for_run_failure()
+    definitions.get_sensor_def("recovery_drill_failure")(context)
