@@ -33,6 +33,10 @@ def effect_kind(folder: Path, drill: object) -> None:
     ):
         plan = make_plan(folder, targets={"mine": {"database": {"kind": kind}}})
         assert {spec.engine for spec in plan.drills()} == {engine}
+    engines = {"engines": ["restic", "pgbackrest"]}
+    plan = make_plan(folder, targets={"mine": {"database": {"kind": "dagster"}, **engines}})
+    kinds = {spec.engine: spec.database_kind for spec in plan.drills()}
+    assert kinds == {"restic": "dagster", "pgbackrest": "dagster_postgres"}
     with pytest.raises(PlanError, match="allowed: redis_rdb, redis_aof"):
         target = {"database": {"kind": "redis"}, "engines": ["tar"]}
         make_plan(folder, targets={"mine": target})

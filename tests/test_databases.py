@@ -279,7 +279,7 @@ def test_an_orchestrator_in_use_is_backed_up_and_restored(tmp_path: Path) -> Non
         own, copy, restored, work = trees
         with make_database("dagster", own, sandbox, rows=100, seed=1, taken_from=None):
             pass
-        (own / "dagster.yaml").write_text(f"storage: {{sqlite: {{base_dir: {tmp_path}/away}}}}")
+        (own / "dagster.yaml").write_text(f"storage: {{sqlite: {{base_dir: {own}}}}}")
         with closing(sqlite3.connect(own / "schedules" / "schedules.db")) as in_use:
             in_use.execute("pragma journal_mode = wal")
             in_use.execute("update instigators set status = 'STOPPED'")
@@ -287,6 +287,7 @@ def test_an_orchestrator_in_use_is_backed_up_and_restored(tmp_path: Path) -> Non
             taken = make_database("dagster", copy, sandbox, rows=0, seed=0, taken_from=own)
             with taken as database:
                 expected = database.describe()
+        shutil.rmtree(own)
         with closing(sqlite3.connect(copy / "schedules" / "schedules.db")) as copied:
             state = copied.execute("select status from instigators").fetchone()
             assert state == ("STOPPED",), "what lay in the journal is taken along"
@@ -300,7 +301,7 @@ def test_an_orchestrator_in_use_is_backed_up_and_restored(tmp_path: Path) -> Non
         (restored / "schedules" / "schedules.db").unlink()
         found = look_at("dagster", restored, sandbox, expected)
         assert "lacks schedules/schedules.db" in found.problem
-        assert not (tmp_path / "away").exists(), "its dagster.yaml leads elsewhere"
+        assert not own.exists(), "its dagster.yaml leads there"
 
 
 def test_a_database_that_is_absent_is_one_clear_line(tmp_path: Path) -> None:

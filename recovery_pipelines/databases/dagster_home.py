@@ -1,22 +1,27 @@
-"""The storage of a Dagster instance: a folder of SQLite databases, its `DAGSTER_HOME`.
+"""The storage of a Dagster instance in SQLite: a folder of databases, its `DAGSTER_HOME`.
 
 The databases are described row by row; that Dagster itself reads its runs, assets, schedules and
-sensors from them is asked of Dagster, in a process of its own (`orchestration.home`).
+sensors from them is asked of Dagster.
 """
 
-import json
 import shutil
 import sqlite3
 import stat
-import subprocess
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
 from random import Random
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from recovery_pipelines.databases.base import Contents, DatabaseFault
+from recovery_pipelines.databases.dagster_process import (
+    EVENTS_EMPTIED,
+    ONE_ASSET_FORGOTTEN,
+    ONE_RUN_CHANGED,
+    SCHEDULES_STOPPED,
+    DagsterProcess,
+    start_dagster,
+)
 from recovery_pipelines.databases.sqlite import (
     connect,
     make_public,
@@ -40,17 +45,18 @@ class DagsterHome:
     kind: ClassVar[str] = "dagster"
     faults: ClassVar[Mapping[str, DatabaseFault]]
 
-    def __init__(self, folder: Path, dagster: "subprocess.Popen[str]") -> None:
+    def __init__(self, folder: Path, dagster: DagsterProcess) -> None:
         self.folder = folder
         self._dagster = dagster
 
     def fill(self, rows: int, seed: int) -> None:
-        self._ask("fill", rows=rows, seed=seed)
+        self._dagster.ask("fill", rows=rows, seed=seed)
         for path in self._databases():
             path.chmod(0o640)
 
     def load(self, file: Path) -> None:
         """Take over a home that may be in use: each database by SQLite's own backup interface."""
+        file = Path(self._dagster.located(file, "sqlite", "tar"))
         if not (file / _RUNS).is_file():
             raise DatabaseError(
                 f"{file} holds no Dagster storage in SQLite ({_RUNS} is missing): "
@@ -66,7 +72,7 @@ class DagsterHome:
                 shutil.copy2(source, target)
 
     def change(self, seed: int) -> None:
-        self._ask("change", seed=seed)
+        self._dagster.ask("change", seed=seed)
 
     def describe(self) -> Contents:
         lacking = [name for name in _NEEDED if not (self.folder / name).is_file()]
@@ -75,9 +81,7 @@ class DagsterHome:
         found: Contents = {}
         for path in self._databases():
             found |= _describe_database(path, str(path.relative_to(self.folder)))
-        for name, what in self._ask("describe").items():
-            found[f"readable {name}"] = what
-        return found
+        return found | self._dagster.readable()
 
     def problems(self) -> str:
         said = []
@@ -92,7 +96,7 @@ class DagsterHome:
         return "; ".join(said[:3])
 
     def written(self) -> bool:
-        return bool(self._ask("written"))
+        return bool(self._dagster.ask("written"))
 
     def execute(self, name: str, statement: str) -> int:
         """Carry a statement out in one of the databases; returns how many rows it changed."""
@@ -102,35 +106,12 @@ class DagsterHome:
     def _databases(self) -> list[Path]:
         return sorted(self.folder.rglob("*.db"))
 
-    def _ask(self, do: str, **words: Any) -> Any:
-        assert self._dagster.stdin and self._dagster.stdout
-        try:
-            self._dagster.stdin.write(json.dumps({"do": do, **words}) + "\n")
-            self._dagster.stdin.flush()
-        except BrokenPipeError:
-            pass  # it has ended, and says nothing
-        line = self._dagster.stdout.readline()
-        answer = json.loads(line) if line else {"error": "Dagster has ended"}
-        if "error" in answer:
-            raise DatabaseError(f"Dagster cannot {do} it: {answer['error']}")
-        return answer["said"]
-
 
 @contextmanager
 def open_home(folder: Path) -> Iterator[DagsterHome]:
     """The storage in `folder`, with a Dagster on it that obeys no `dagster.yaml`."""
-    dagster = subprocess.Popen(
-        [sys.executable, "-m", "recovery_pipelines.orchestration.home", str(folder)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    )
-    try:
+    with start_dagster(folder) as dagster:
         yield DagsterHome(folder, dagster)
-    finally:
-        dagster.kill()
-        dagster.communicate()
 
 
 def _copy_database(source: Path, target: Path) -> None:
@@ -192,14 +173,11 @@ def _drop_index(home: DagsterHome, _chance: Random) -> str:
     return f"index {found[0]} dropped" if found else ""
 
 
-_ONE_RUN = "update runs set status = 'CANCELED' where id = (select max(id) from runs)"
-_ONE_ASSET = "delete from asset_keys where id = (select min(id) from asset_keys)"
-_STOPPED = "update instigators set status = 'STOPPED'"
 DagsterHome.faults = {
-    "run_changed": _sql("checksums_match", _RUNS, _ONE_RUN),
-    "asset_forgotten": _sql("checksums_match", _EVENTS, _ONE_ASSET),
-    "schedules_stopped": _sql("checksums_match", _SCHEDULES, _STOPPED),
-    "events_emptied": _sql("checksums_match", _EVENTS, "delete from event_logs"),
+    "run_changed": _sql("checksums_match", _RUNS, ONE_RUN_CHANGED),
+    "asset_forgotten": _sql("checksums_match", _EVENTS, ONE_ASSET_FORGOTTEN),
+    "schedules_stopped": _sql("checksums_match", _SCHEDULES, SCHEDULES_STOPPED),
+    "events_emptied": _sql("checksums_match", _EVENTS, EVENTS_EMPTIED),
     "index_dropped": DatabaseFault("directory_structure_intact", _drop_index),
     "mode_changed": DatabaseFault(
         "permissions_correct", lambda home, _chance: make_public(home.folder / _RUNS)

@@ -28,7 +28,7 @@ ASPECTS = {
 """The plan's `automated_checks.data_integrity` that a criterion needs."""
 FILE_CUT = "file_cut"
 """A canary: the largest file of the database loses its second half."""
-_DATA_FILES = {"postgres": b"base/"}
+_DATA_FILES = {"postgres": b"base/", "dagster_postgres": b"base/"}
 """By kind: where files are that it cannot do without; all, where there is nothing else."""
 
 

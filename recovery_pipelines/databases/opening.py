@@ -1,10 +1,10 @@
 """Which class opens which kind of database."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
-from recovery_pipelines.databases import dagster_home, postgres, redis, sqlite
+from recovery_pipelines.databases import dagster_home, dagster_postgres, postgres, redis, sqlite
 from recovery_pipelines.databases.base import Database, DatabaseFault
 from recovery_pipelines.sandbox import Sandbox
 
@@ -18,6 +18,9 @@ def open_database(kind: str, folder: Path, sandbox: Sandbox) -> Iterator[Databas
     elif kind == "dagster":
         with dagster_home.open_home(folder) as home:
             yield home
+    elif kind == "dagster_postgres":
+        with dagster_postgres.open_storage(folder, sandbox) as storage:
+            yield storage
     elif kind == "postgres":
         with postgres.open_postgres(folder, sandbox) as cluster:
             yield cluster
@@ -31,17 +34,16 @@ def make_database(
     kind: str, folder: Path, sandbox: Sandbox, *, rows: int, seed: int, taken_from: Path | None
 ) -> Iterator[Database]:
     """A new database in the empty `folder`: test data, or those of `taken_from`, only read."""
-    if kind == "postgres":
-        with postgres.open_postgres(folder, sandbox, new=True) as cluster:
-            cluster.fill(rows, seed)
-            yield cluster
-        return
     if kind != "redis":
-        opened = (
-            sqlite.open_sqlite(folder, new=True)
-            if kind == "sqlite"
-            else dagster_home.open_home(folder)
-        )
+        opened: AbstractContextManager[Database]
+        if kind == "postgres":
+            opened = postgres.open_postgres(folder, sandbox, new=True)
+        elif kind == "dagster_postgres":
+            opened = dagster_postgres.open_storage(folder, sandbox, new=True)
+        elif kind == "dagster":
+            opened = dagster_home.open_home(folder)
+        else:
+            opened = sqlite.open_sqlite(folder, new=True)
         with opened as database:
             if taken_from:
                 database.load(taken_from)
@@ -64,6 +66,7 @@ def faults_of(kind: str) -> Mapping[str, DatabaseFault]:
 
 _FAULTS = {
     "dagster": dagster_home.DagsterHome.faults,
+    "dagster_postgres": dagster_postgres.DagsterPostgres.faults,
     "postgres": postgres.PostgresDatabase.faults,
     "redis": redis.RedisDatabase.faults,
     "sqlite": sqlite.SqliteDatabase.faults,

@@ -97,7 +97,7 @@ def beside_of(cluster: Path) -> Path:
 @contextmanager
 def connect(cluster: Path) -> Iterator[psycopg.Connection[Any]]:
     """A connection, without implicit transactions, to the server of the cluster in this folder."""
-    with _explained(cluster), closing(_connected(cluster)) as connection:
+    with explained(cluster), closing(_connected(cluster)) as connection:
         yield connection
 
 
@@ -132,7 +132,7 @@ def serve(
     how = signal.SIGQUIT
     try:
         on_start(server.pid)
-        with _explained(cluster), closing(_await(server, cluster, log)) as connection:
+        with explained(cluster), closing(_await(server, cluster, log)) as connection:
             yield connection
         how = signal.SIGINT
     finally:
@@ -146,23 +146,23 @@ class PostgresDatabase:
     faults: ClassVar[Mapping[str, DatabaseFault]]
 
     def __init__(self, folder: Path, connection: psycopg.Connection[Any]) -> None:
-        self._folder = folder
+        self.folder = folder
         self.connection = connection
 
     def fill(self, rows: int, seed: int) -> None:
-        with _explained(self._folder):
+        with explained(self.folder):
             postgres_contents.make_sample(self.connection, rows, seed)
 
     def load(self, file: Path) -> None:
         raise DatabaseError("PostgreSQL is drilled on made rows: audit your own backups instead")
 
     def change(self, seed: int) -> None:
-        with _explained(self._folder):
+        with explained(self.folder):
             postgres_contents.change_sample(self.connection, seed)
 
     def describe(self) -> Contents:
         """Of the database, and the settings in the cluster's files."""
-        with _explained(self._folder), self.connection.transaction():
+        with explained(self.folder), self.connection.transaction():
             found = postgres_contents.describe(self.connection)
             settings = self.connection.execute(
                 "select distinct on (name) 'setting ' || name, setting "
@@ -172,7 +172,7 @@ class PostgresDatabase:
             return found | {name: what or "" for name, what in settings}
 
     def problems(self) -> str:
-        with _explained(self._folder):
+        with explained(self.folder):
             return postgres_contents.amcheck(self.connection)
 
     def written(self) -> bool:
@@ -254,7 +254,8 @@ def _stop(server: "subprocess.Popen[bytes]", how: signal.Signals) -> None:
 
 
 @contextmanager
-def _explained(cluster: Path) -> Iterator[None]:
+def explained(cluster: Path) -> Iterator[None]:
+    """What PostgreSQL says is a DatabaseError that names the cluster."""
     try:
         yield
     except (psycopg.Error, OSError) as error:
@@ -264,7 +265,7 @@ def _explained(cluster: Path) -> Iterator[None]:
 
 def _damage(statement: str) -> Callable[[PostgresDatabase, Random], str]:
     def inject(database: PostgresDatabase, _: Random) -> str:
-        with _explained(database._folder):
+        with explained(database.folder):
             database.connection.execute(statement.encode())
         return statement
 

@@ -5,6 +5,7 @@ missing, and every other tool is content.
 """
 
 import json
+from collections.abc import Collection
 from typing import Any
 
 import psycopg
@@ -177,12 +178,13 @@ def change_sample(connection: psycopg.Connection[Any], seed: int) -> None:
         connection.execute(_MEMBERS, {"rows": 20, "seed": str(seed)})
 
 
-def describe(connection: psycopg.Connection[Any]) -> Contents:
-    """The contents as one transaction sees them."""
+def describe(connection: psycopg.Connection[Any], without: Collection[str] = ()) -> Contents:
+    """The contents as one transaction sees them; `without` names kinds of objects."""
     connection.execute(_SETTINGS)
     found: Contents = {}
     for kind, query in _OBJECTS.items():
-        found |= {f"{kind} {name}": what for name, what in connection.execute(query.encode())}
+        if kind not in without:
+            found |= {f"{kind} {name}": what for name, what in connection.execute(query.encode())}
     for schema, name, _ in connection.execute(_TABLES.encode()).fetchall():
         rows = connection.execute(
             sql.SQL(
@@ -204,6 +206,19 @@ def describe(connection: psycopg.Connection[Any]) -> Contents:
         assert position is not None
         last, called, ahead = position
         found[f"sequence {schema}.{name}"] = json.dumps([what, step, last, called, ahead])
+    return found
+
+
+def positions(connection: psycopg.Connection[Any]) -> dict[str, tuple[int, bool]]:
+    """Where each sequence is, by its name: its last value, and whether that was given out."""
+    found = {}
+    for schema, name, _, _ in connection.execute(_SEQUENCES).fetchall():
+        identifier = sql.Identifier(schema, name)
+        row = connection.execute(
+            sql.SQL("select last_value, is_called from {}").format(identifier)
+        ).fetchone()
+        assert row is not None
+        found[identifier.as_string(connection)] = (row[0], row[1])
     return found
 
 

@@ -67,7 +67,7 @@ def create_test_dataset(run: DrillRun) -> Path:
         _ = run.engine  # a server that archives must find the repository when it is started
         live.database = live.stack.enter_context(
             make_database(
-                wanted.kind,
+                run.spec.database_kind,
                 run.live.path,
                 run.sandbox,
                 rows=wanted.rows,
@@ -250,7 +250,7 @@ def _recover_newest(run: DrillRun, snapshot: Snapshot) -> dict[str, object]:
                 staging.rename(name, name, to=run.live)
             try:
                 live.database = live.stack.enter_context(
-                    open_database(run.spec.database.database.kind, run.live.path, run.sandbox)
+                    open_database(run.spec.database_kind, run.live.path, run.sandbox)
                 )
                 run.published = True
             except DatabaseError as error:
@@ -273,7 +273,7 @@ def _restore(
         run.engine.restore(snapshot, staging.path)
     with run.phase(f"{prefix}verify"):
         expected = live.contents[f"generation-{generation}"]
-        kind = run.spec.database.database.kind
+        kind = run.spec.database_kind
         state = look_at(kind, staging.path, run.sandbox, expected)
     live.states[generation] = state
     said = state.problem or f"{len(state.differences)} differences"
@@ -310,7 +310,7 @@ def _self_test(run: DrillRun) -> CheckResult:
         for name in run.spec.scenario.validation_criteria.names
         if name not in run.spec.scenario.validation_criteria.additional  # type: ignore[attr-defined]
     ]
-    kind, scratch = run.spec.database.database.kind, run.sandbox.tree("canaries")
+    kind, scratch = run.spec.database_kind, run.sandbox.tree("canaries")
     shown = show_that_they_fail(kind, names, run.sandbox, scratch, run.seed("canaries"))
     rows = [
         Canary(

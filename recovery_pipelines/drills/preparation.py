@@ -12,6 +12,7 @@ import psutil
 from recovery_pipelines.drills.run import STAGED, DrillRun
 from recovery_pipelines.engines.base import size_bytes
 from recovery_pipelines.errors import PreparationError
+from recovery_pipelines.plan import DrillSpec
 from recovery_pipelines.plan.databases import DatabaseTarget
 from recovery_pipelines.plan.repositories import RepositoryTarget
 from recovery_pipelines.services.host import capabilities
@@ -99,7 +100,7 @@ def require_resources(folder: Path, needed_bytes: int, needed_entries: int) -> N
 def _target_size(run: DrillRun) -> tuple[int, int]:
     """Bytes and entries of the target; for a real tree by looking at it."""
     if isinstance(run.spec.target, DatabaseTarget):
-        return _database_bytes(run.spec.target), _DATABASE_ENTRIES
+        return _database_bytes(run.spec), _DATABASE_ENTRIES
     target = run.spec.tree
     if target.dataset:
         size_bytes = int(target.dataset.size)
@@ -129,13 +130,15 @@ def _target_size(run: DrillRun) -> tuple[int, int]:
     return total_bytes, entries
 
 
-def _database_bytes(target: DatabaseTarget) -> int:
-    """Size of the file of the team's own, or of the rows to be made."""
-    path = target.database.path
+def _database_bytes(spec: DrillSpec) -> int:
+    """Size of the file of the team's own, or of the rows to be made; of what only a server knows
+    not."""
+    database = spec.database.database
+    path = database.path
+    empty = _CLUSTER_BYTES if spec.database_kind in ("postgres", "dagster_postgres") else 0
     if path is None:
-        empty = _CLUSTER_BYTES if target.database.kind == "postgres" else 0
-        return empty + target.database.rows * _BYTES_PER_ROW
+        return empty + database.rows * _BYTES_PER_ROW
     try:
-        return size_bytes(path) if path.is_dir() else path.stat().st_size
+        return empty + (size_bytes(path) if path.is_dir() else path.stat().st_size)
     except OSError as error:
         raise PreparationError(f"the database {path} cannot be read: {error.strerror}") from None

@@ -1,19 +1,23 @@
-"""A Dagster home that keeps its storage in SQLite, opened by Dagster in a process of its own.
+"""The storage of a Dagster instance, opened by Dagster in a process of its own.
 
-The engine starts it (`databases.dagster_home`), tells it the folder, and asks one JSON object a
-line. Whatever `dagster.yaml` lies in the folder is not obeyed: it may lead to the live storage.
+The engine starts it (`databases.dagster_process`), tells it a folder of SQLite databases or the
+address of a PostgreSQL database, and asks one JSON object a line. Whatever `dagster.yaml` lies in
+the folder is not obeyed: it may lead to the live storage.
 """
 
+import importlib
 import json
 import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from random import Random
 from typing import Any
 from uuid import UUID
 
 import dagster as dg
+from dagster._config import process_config, resolve_to_config_type
 from dagster._core.definitions.run_request import InstigatorType
 from dagster._core.instance.ref import InstanceRef
 from dagster._core.remote_origin import (
@@ -36,13 +40,43 @@ _WRITE_TEST = str(UUID(int=7))
 
 
 @contextmanager
-def opened(folder: str) -> Iterator[dg.DagsterInstance]:
-    """The instance whose storage is in `folder`, by Dagster's defaults."""
-    with (
-        tempfile.TemporaryDirectory() as nothing,
-        dg.DagsterInstance.from_ref(InstanceRef.from_dir(folder, config_dir=nothing)) as instance,
-    ):
-        yield instance
+def opened(place: str, *, new: bool = False) -> Iterator[dg.DagsterInstance]:
+    """The instance whose storage is in a folder, by Dagster's defaults, or at an address.
+
+    In PostgreSQL it makes the tables that it lacks only if it is `new`.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        settings = Path(scratch) / "settings"
+        settings.mkdir()
+        folder = place
+        if "://" in place:
+            folder = scratch
+            postgres = {"postgres_url": place, "should_autocreate_tables": new}
+            (settings / "dagster.yaml").write_text(json.dumps({"storage": {"postgres": postgres}}))
+        ref = InstanceRef.from_dir(folder, config_dir=str(settings))
+        with dg.DagsterInstance.from_ref(ref) as instance:
+            yield instance
+
+
+def locate(home: str) -> tuple[str, str]:
+    """Where the `dagster.yaml` of a home keeps its storage: `sqlite` and the folder, or `postgres`
+    and the address. It is only read."""
+    data = InstanceRef.from_dir(home).storage_data
+    name = data.class_name if data else "none"
+    if data is None or name not in ("DagsterSqliteStorage", "DagsterPostgresStorage"):
+        raise dg.DagsterInvariantViolationError(
+            f"{home}/dagster.yaml names {name}: write `storage:` with `sqlite` or `postgres`"
+        )
+    kept = getattr(importlib.import_module(data.module_name), name)
+    done = process_config(resolve_to_config_type(kept.config_type()), data.config_dict)
+    if not done.success or done.value is None:
+        said = "; ".join(error.message for error in done.errors or ())
+        raise dg.DagsterInvariantViolationError(f"{home}/dagster.yaml, `storage`: {said}")
+    if name == "DagsterSqliteStorage":
+        return "sqlite", done.value["base_dir"]
+    from dagster_postgres.utils import pg_url_from_config
+
+    return "postgres", pg_url_from_config(done.value)
 
 
 def describe(instance: dg.DagsterInstance) -> dict[str, str]:
@@ -134,7 +168,7 @@ def _schedule(instance: dg.DagsterInstance) -> None:
     )
 
 
-def main(folder: str) -> None:
+def main(place: str) -> None:
     """Answer requests until there are no more."""
     doing: dict[str, Any] = {
         "describe": describe,
@@ -144,12 +178,16 @@ def main(folder: str) -> None:
     }
     for line in sys.stdin:
         asked = json.loads(line)
+        do, answer = asked.pop("do"), dict[str, Any]()
         try:
-            with opened(folder) as instance:
-                said = {"said": doing[asked.pop("do")](instance, **asked)}
+            if do == "locate":
+                answer = {"said": locate(**asked)}
+            else:
+                with opened(place, new=do == "fill") as instance:
+                    answer = {"said": doing[do](instance, **asked)}
         except Exception as error:  # whatever Dagster and its database raise on damaged storage
-            said = {"error": f"{type(error).__name__}: {str(error)[:500]}"}
-        print(json.dumps(said), flush=True)  # noqa: T201 - the answer
+            answer = {"error": f"{type(error).__name__}: {str(error)[:500]}"}
+        print(json.dumps(answer), flush=True)  # noqa: T201 - the answer
 
 
 if __name__ == "__main__":

@@ -110,6 +110,11 @@ class DrillSpec:
         return self.target
 
     @property
+    def database_kind(self) -> str:
+        """What kind of database the drill runs."""
+        return self.database.kind_for(self.engine)
+
+    @property
     def increments(self) -> int:
         """How many backups follow the first one. Only of drills in stages."""
         assert isinstance(self.target, Target | DatabaseTarget)
