@@ -367,6 +367,10 @@ def test_nothing_less_than_all_shards_of_one_round_passes(team: Team) -> None:
     refused("no shard of .* has run")
     records = [team.run(first), team.run(second)]
     refused("shard 3: it has not run")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TEAM_PASSWORD", "wrong")
+        assert team.run(third).verdict is Verdict.ERROR
+        refused("shard 3: .* no key found")
     records.append(team.run(third))
     runs = {str(number): record.run_id for number, record in enumerate(records, 1)}
     record = records[1].folder / "metrics.parquet"

@@ -48,6 +48,11 @@ class _Part:
     record: DrillRecord
 
     @property
+    def number(self) -> int:
+        assert self.spec.shard is not None
+        return self.spec.shard.number
+
+    @property
     def comparison(self) -> Path | None:
         file = self.record.folder / COMPARISON
         return file if COMPARISON in self.entry.files else None
@@ -122,7 +127,7 @@ def audit_merge(run: DrillRun) -> pd.DataFrame:
         parts, lacking = _collect(run, joined)
         run.merged = [
             {
-                "number": part.entry.predicate["shard"]["number"],
+                "number": part.number,
                 "entry": part.entry.seq,
                 "sha256": part.entry.digest,
                 "verdict": part.record.verdict,
@@ -223,8 +228,9 @@ def _judge(run: DrillRun, joined: Round, parts: Sequence[_Part], lacking: Sequen
     refused = restores is not None and restores.verdict is Verdict.FAIL
     found = [restores, _data_match(run, merged, told, bool(lacking) or refused)]
     for name in checks_of(run.spec):
-        found.append(_of_each(name, run, told) if name != MARKS else _of_one(name, told))
+        found.append(_of_each(name, run, told) if name != MARKS else _of_marks(told, refused))
     run.checks += [check for check in found if check]
+    _require_no_better(run, told)
     for phase in _SUMMED:
         seconds = [part.record.metrics.get(f"{phase}_seconds") for part in told]
         run.phases[phase] = sum(each or 0.0 for each in seconds)
@@ -236,7 +242,9 @@ def _judge(run: DrillRun, joined: Round, parts: Sequence[_Part], lacking: Sequen
     run.left_out += _left_out(run, told)
     run.published = not lacking and run.automated_verdict in (Verdict.PASS, Verdict.STALE)
     if measures := merged.measures():
-        run.measured |= {"backup": merged.backup.name, "seed": joined.seed, **measures}
+        row = {"backup": merged.backup.name, "seed": joined.seed, **measures}
+        run.measured |= row
+        run.keep("audit", pd.DataFrame([row]))
     note_verified(run, merged.backup)
 
 
@@ -264,9 +272,20 @@ def _of_each(name: str, run: DrillRun, parts: Sequence[_Part]) -> CheckResult | 
     return CheckResult(name, verdict, said[0][1].expected, found)
 
 
-def _of_one(name: str, parts: Sequence[_Part]) -> CheckResult | None:
-    """What the shard said that has what is judged."""
-    return next((check for part in parts if (check := part.check(name))), None)
+def _of_marks(parts: Sequence[_Part], refused: bool) -> CheckResult | None:
+    """What the shard said that has them; it says nothing of what could not be restored."""
+    said = next((check for part in parts if (check := part.check(MARKS))), None)
+    if said or refused:
+        return said
+    return CheckResult(MARKS, Verdict.UNVERIFIED, "a time in the marks", "no shard has told")
+
+
+def _require_no_better(run: DrillRun, parts: Sequence[_Part]) -> None:
+    """Whatever kept a shard from a PASS, and be it something that no check tells, keeps all."""
+    for part in parts:
+        verdict = part.record.automated_verdict
+        if worst([verdict, run.automated_verdict]) is not run.automated_verdict:
+            run.note_error(RecoveryError(f"{part.spec.name} is {verdict}: {part.record.reason}"))
 
 
 def _left_out(run: DrillRun, parts: Sequence[_Part]) -> list[str]:

@@ -153,7 +153,9 @@ def due_merges(whole: DrillSpec, is_pending: Callable[[str], bool]) -> list[tupl
     has found something, ended in ERROR or was killed. `is_pending` tells whether a shard of a month
     runs, or will be retried.
     """
-    due = []
+    due: list[tuple[str, str]] = []
+    if not whole.plan.data_home.is_dir():
+        return due
     for path in sorted(
         private_directory(whole.plan.data_home, _FOLDER).glob(f"{whole.name}.*.json")
     ):
