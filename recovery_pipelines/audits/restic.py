@@ -66,7 +66,15 @@ class Restic(TreeReader):
         ).stdout
         with understood(doing):
             lines = [json.loads(line) for line in output.splitlines()]
-            return [each for each in lines if each.get("path")]
+            return [
+                {
+                    "path": str(each["path"]),
+                    "type": str(each["type"]),
+                    "size": int(each.get("size") or 0),
+                }
+                for each in lines
+                if each.get("path")
+            ]
 
     def restore(
         self, backup: Backup, contents: Contents, staging: Path, paths: Collection[bytes] | None
