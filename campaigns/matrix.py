@@ -26,12 +26,15 @@ from recovery_pipelines.plan import find_plan, load_plan
 from recovery_pipelines.sandbox import reap
 from recovery_pipelines.verdict import Verdict
 
-ENGINES = ("tar", "rsync", "restic", "borg", "sqlite", "redis_rdb", "redis_aof")
+ENGINES = (
+    *("tar", "rsync", "restic", "borg", "sqlite", "redis_rdb", "redis_aof"),
+    *("pgbackrest", "pg_basebackup"),
+)
 _SIZE_BYTES = 1_000_000
 
 
 @click.command()
-@click.option("--seeds", default=25, help="Data sets per engine; 51 injections in each.")
+@click.option("--seeds", default=25, help="Data sets per engine; 25 to 51 injections in each.")
 @click.option("--first", default=1, help="The first seed.")
 @click.option("--engine", "engines", multiple=True, default=ENGINES, help="Can be repeated.")
 @click.option("--clean-only", is_flag=True, help="Only restores without a fault.")

@@ -3,6 +3,7 @@
 import shutil
 from itertools import islice
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import dagster as dg
 import pandas as pd
@@ -27,6 +28,7 @@ from recovery_pipelines.matrix.cells import (
     silent_restores,
     totals,
 )
+from recovery_pipelines.matrix.databases import open_database_bench
 from recovery_pipelines.matrix.run import keep_rows, newest_rows, trials
 from recovery_pipelines.matrix.trials import as_table, clean_trials, copy_trials, repository_trials
 from recovery_pipelines.plan.databases import KIND_OF
@@ -151,6 +153,28 @@ def test_the_same_for_databases(engine: str, tmp_path: Path) -> None:
     assert set(rows["kind"]) == {*repository_faults(), *faults_of(KIND_OF[engine]), "clean"}
     assert faults(rows)["differs"].sum() > 15
     assert {"bit_flip", "truncate", "swap_two_blocks"} & set(silent_restores(rows)["kind"])
+
+
+def test_the_same_for_postgresql() -> None:
+    """A slice: pg_basebackup's copy and WAL come back as they are."""
+    if not Path("/usr/lib/postgresql").exists():
+        pytest.skip("PostgreSQL is not installed")
+    memory = Path("/dev/shm")
+    with (
+        TemporaryDirectory(dir=memory if memory.is_dir() else None) as home,
+        open_database_bench(Path(home), "pg_basebackup", SEED, 1_000_000) as bench,
+    ):
+        rows = as_table(
+            [
+                *islice(clean_trials(bench), 1),
+                *repository_trials(bench, ("swap_two_blocks", "newest_deleted")),
+                *copy_trials(bench, ("index_lacks_a_row", "sequence_set_back")),
+            ]
+        )
+    for result in judge(rows):
+        assert result.verdict is Verdict.PASS, result.found
+    assert faults(rows)["differs"].sum() == 4
+    assert set(silent_restores(rows)["kind"]) == {"swap_two_blocks"}
 
 
 # --- it can fail ----------------------------------------------------------------------------

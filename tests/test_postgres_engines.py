@@ -300,6 +300,14 @@ def flip_a_bit_of_a_page(backed: Backed, chain: Chain) -> None:
     _flip(chain.copy / backed.table, at=0.3)
 
 
+def tear_what_new_databases_are_made_of(backed: Backed, chain: Chain) -> None:
+    """template1, which holds no rows of anybody's."""
+    largest = max((chain.copy / "base" / "1").iterdir(), key=lambda path: path.stat().st_size)
+    with largest.open("r+b") as file:
+        file.seek(-2048, 2)
+        file.write(bytes(2048))
+
+
 def lose_the_label(backed: Backed, chain: Chain) -> None:
     """E15: files of a running server, copied without the server's knowing."""
     (chain.copy / "backup_label").unlink()
@@ -332,6 +340,7 @@ TRAPS: dict[tuple[str, Callable[[Backed, Chain], None]], str] = {
     ("pg_basebackup", put_an_old_file_back): "checksums_match",
     ("pg_basebackup", shorten_a_file): "checksums_match",
     ("pg_basebackup", flip_a_bit_of_a_page): "files_accessible",
+    ("pg_basebackup", tear_what_new_databases_are_made_of): "files_accessible",
     ("pg_basebackup", lose_the_label): REFUSED,
     ("pg_basebackup", change_a_setting): "directory_structure_intact",
     ("pgbackrest", lose_a_segment): REFUSED,

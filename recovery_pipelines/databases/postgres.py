@@ -95,9 +95,9 @@ def beside_of(cluster: Path) -> Path:
 
 
 @contextmanager
-def connect(cluster: Path) -> Iterator[psycopg.Connection[Any]]:
+def connect(cluster: Path, database: str = "postgres") -> Iterator[psycopg.Connection[Any]]:
     """A connection, without implicit transactions, to the server of the cluster in this folder."""
-    with explained(cluster), closing(_connected(cluster)) as connection:
+    with explained(cluster), closing(_connected(cluster, database)) as connection:
         yield connection
 
 
@@ -172,8 +172,17 @@ class PostgresDatabase:
             return found | {name: what or "" for name, what in settings}
 
     def problems(self) -> str:
+        """Of all databases that can be connected to: what is copied for new ones may be torn."""
+        said = []
         with explained(self.folder):
-            return postgres_contents.amcheck(self.connection)
+            names = self.connection.execute(
+                "select datname from pg_catalog.pg_database where datallowconn order by datname"
+            ).fetchall()
+        for (name,) in names:
+            with connect(self.folder, name) as connection:
+                if found := postgres_contents.amcheck(connection):
+                    said.append(f"{name}: {found}")
+        return "; ".join(said)
 
     def written(self) -> bool:
         try:
@@ -211,12 +220,12 @@ def _make_cluster(folder: Path, environment: Mapping[str, str]) -> None:
         raise DatabaseError(f"initdb in {folder}: {done.complaint}")
 
 
-def _connected(cluster: Path) -> psycopg.Connection[Any]:
+def _connected(cluster: Path, database: str = "postgres") -> psycopg.Connection[Any]:
     descriptor = os.open(beside_of(cluster), os.O_PATH | os.O_DIRECTORY)
     try:
         host = f"/proc/self/fd/{descriptor}"
         return psycopg.connect(
-            host=host, port=PORT, user="postgres", dbname="postgres", autocommit=True
+            host=host, port=PORT, user="postgres", dbname=database, autocommit=True
         )
     finally:
         os.close(descriptor)

@@ -1,5 +1,6 @@
 """The bench for databases: backups of a made one, and the truth about each of them."""
 
+import re
 import sqlite3
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -13,6 +14,7 @@ from recovery_pipelines.checks import CRITERIA
 from recovery_pipelines.databases.base import Contents, DatabaseFault
 from recovery_pipelines.databases.judge import judge, look_at
 from recovery_pipelines.databases.opening import faults_of, make_database, open_database
+from recovery_pipelines.databases.postgres import HERE, PORT, beside_of, open_postgres
 from recovery_pipelines.databases.redis import RedisDatabase, open_redis
 from recovery_pipelines.databases.sqlite import FILE_NAME
 from recovery_pipelines.engines.base import Engine, Snapshot, engine_class
@@ -21,8 +23,13 @@ from recovery_pipelines.faults.base import Family, Fault, InjectedFault, Layer
 from recovery_pipelines.matrix.bench import INCREMENTS, TOOL_TIMEOUT_SECONDS, Bench, Row, refill
 from recovery_pipelines.plan.databases import KIND_OF
 from recovery_pipelines.sandbox import Sandbox, Tree
+from recovery_pipelines.tools import Finished, postgres_programs, run_tool
 
-_BYTES_PER_ROW = 10_000
+_BYTES_PER_ROW = {"sqlite": 10_000, "redis": 10_000, "postgres": 50}
+"""So that the largest file of a copy of PostgreSQL is a table, and not a segment of its WAL."""
+_SETVAL = re.compile(r"SELECT pg_catalog\.setval\('(.+)', (\d+), (true|false)\);")
+_LOGGED_AHEAD = 32
+"""So many numbers of a sequence may be lost when PostgreSQL replays its log: SEQ_LOG_VALS."""
 
 Truth = Any
 """What a database holds, read without any code of the project; None if it cannot be read."""
@@ -109,7 +116,7 @@ def open_database_bench(
         ledger: list[Snapshot] = []
         truths: list[Truth] = []
         contents: list[Contents] = []
-        rows = max(size_bytes // _BYTES_PER_ROW, 100)
+        rows = max(size_bytes // _BYTES_PER_ROW[kind], 100)
         with make_database(
             kind, live.path, sandbox, rows=rows, seed=seed, taken_from=None
         ) as database:
@@ -118,6 +125,8 @@ def open_database_bench(
                     database.change(1000 * seed + generation)
                 if isinstance(database, RedisDatabase):
                     truths.append(_redis_truth(database.client))
+                elif kind == "postgres":
+                    truths.append(_postgres_truth(live.path))
                 else:
                     truths.append(_sqlite_truth(live.path))
                 contents.append(database.describe())
@@ -133,6 +142,9 @@ def look_truly(kind: str, folder: Path, sandbox: Sandbox) -> Truth:
     if kind == "sqlite":
         return _sqlite_truth(folder)
     try:
+        if kind == "postgres":
+            with open_postgres(folder, sandbox):
+                return _postgres_truth(folder, "--heapallindexed", "--parent-check")
         with open_redis(folder, sandbox) as database:
             return _redis_truth(database.client)
     except DatabaseError:
@@ -164,3 +176,53 @@ def _redis_truth(client: Any) -> Truth:
         for key in client.keys("*")
     }
     return keys, client.execute_command("ACL", "LIST")
+
+
+@dataclass(frozen=True)
+class _PostgresTruth:
+    """What a cluster is dumped as."""
+
+    dump: str
+    sequences: Mapping[str, int]
+    damage: str
+    settings: bytes
+
+    def __eq__(self, other: object) -> bool:
+        """A sequence may have jumped forward."""
+        if not isinstance(other, _PostgresTruth) or self.sequences.keys() != other.sequences.keys():
+            return False
+        jumps = [abs(self.sequences[name] - at) for name, at in other.sequences.items()]
+        same = [(each.dump, each.damage, each.settings) for each in (self, other)]
+        return same[0] == same[1] and all(jump <= _LOGGED_AHEAD for jump in jumps)
+
+
+def _postgres_truth(folder: Path, *checks: str) -> Truth:
+    """pg_dumpall's text of the cluster whose server runs, with pg_amcheck's of its files if
+    `checks` are its options; None if it cannot be dumped."""
+    dumped = _client(folder, "pg_dumpall")
+    if dumped.returncode:
+        return None
+    damage = ""
+    if checks:
+        looked = _client(folder, "pg_amcheck", "--install-missing", "-d", "postgres", *checks)
+        damage = looked.said if looked.returncode else ""
+        gone = _client(folder, "psql", "-qc", "drop extension if exists amcheck", "postgres")
+        damage += gone.complaint if gone.returncode else ""
+    sequences: dict[str, int] = {}
+    kept = []
+    for line in dumped.stdout.decode(errors="surrogateescape").splitlines():
+        if found := _SETVAL.fullmatch(line):
+            sequences[f"{found[1]} {found[3]}"] = int(found[2])
+        elif not line.startswith(("\\restrict", "\\unrestrict")):  # a key of each dump's own
+            kept.append(line)
+    settings = (folder / "postgresql.conf").read_bytes()
+    return _PostgresTruth("\n".join(kept), sequences, damage, settings)
+
+
+def _client(folder: Path, program: str, *words: str) -> Finished:
+    server = ("-h", HERE, "-p", str(PORT), "-U", "postgres")
+    return run_tool(
+        [postgres_programs() / program, *server, *words],
+        cwd=beside_of(folder),
+        timeout_seconds=TOOL_TIMEOUT_SECONDS,
+    )

@@ -16,8 +16,8 @@ ENGINES = {
     "postgres": _OF_POSTGRES,
 }
 """The backup tools of each kind of database, the usual one first."""
-KIND_OF = {engine: kind for kind in ("sqlite", "redis") for engine in ENGINES[kind]}
-"""Of the tools that back up one kind only."""
+KIND_OF = {engine: kind for kind in ("sqlite", "redis", "postgres") for engine in ENGINES[kind]}
+"""Of the tools that back up databases alone: what the detection matrix makes for them."""
 
 
 class Database(Strict):
