@@ -6,7 +6,7 @@ import dagster as dg
 
 from recovery_pipelines.drills.failure import passed, tell_failure
 from recovery_pipelines.orchestration.interrupted import is_last_attempt
-from recovery_pipelines.orchestration.jobs import belongs_to
+from recovery_pipelines.orchestration.jobs import UNFINISHED, belongs_to
 from recovery_pipelines.orchestration.partitions import MONTH_TAG, PARTITION_TAG, month_of
 from recovery_pipelines.orchestration.shards import part_of
 from recovery_pipelines.plan import DrillSpec
@@ -64,14 +64,4 @@ def _stop_others(
 def _unfinished(
     context: dg.RunFailureSensorContext, tag: str, month: str
 ) -> Sequence[dg.DagsterRun]:
-    return context.instance.get_runs(
-        dg.RunsFilter(
-            tags={tag: month},
-            statuses=[
-                dg.DagsterRunStatus.NOT_STARTED,
-                dg.DagsterRunStatus.QUEUED,
-                dg.DagsterRunStatus.STARTING,
-                dg.DagsterRunStatus.STARTED,
-            ],
-        )
-    )
+    return context.instance.get_runs(dg.RunsFilter(tags={tag: month}, statuses=list(UNFINISHED)))

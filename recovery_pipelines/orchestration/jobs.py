@@ -13,6 +13,13 @@ from recovery_pipelines.orchestration.partitions import month_of_tick
 from recovery_pipelines.plan import DrillSpec
 
 AnyJob = UnresolvedAssetJobDefinition
+UNFINISHED = (
+    dg.DagsterRunStatus.NOT_STARTED,
+    dg.DagsterRunStatus.QUEUED,
+    dg.DagsterRunStatus.STARTING,
+    dg.DagsterRunStatus.STARTED,
+)
+"""Runs that go on, or will, unless somebody stops them."""
 
 
 def asset_keys(spec: DrillSpec) -> list[dg.AssetKey]:
@@ -38,6 +45,13 @@ def drill_job(
 ) -> UnresolvedAssetJobDefinition:
     """A job over the stages of one or several drills, in one process."""
     keys = [key for spec in specs for key in asset_keys(spec)]
+    return job_over(name, keys, specs, description)
+
+
+def job_over(
+    name: str, keys: Sequence[dg.AssetKey], specs: Sequence[DrillSpec], description: str
+) -> UnresolvedAssetJobDefinition:
+    """A job over these assets of drills, in one process, with the drills' tags on its runs."""
     return dg.define_asset_job(
         name,
         dg.AssetSelection.assets(*keys),

@@ -7,19 +7,12 @@ import dagster as dg
 from recovery_pipelines.drills.run import SHARD_STAGE
 from recovery_pipelines.orchestration.controls import run_tags
 from recovery_pipelines.orchestration.interrupted import should_retry
-from recovery_pipelines.orchestration.jobs import AnyJob, shards_job_name
+from recovery_pipelines.orchestration.jobs import UNFINISHED, AnyJob, job_over, shards_job_name
 from recovery_pipelines.orchestration.partitions import MONTH, MONTH_TAG, MONTHS, month_of_tick
 from recovery_pipelines.plan import DrillSpec
 
 _SHARD = "shard"
 _SHARD_TAG = f"dagster/partition/{_SHARD}"
-_UNFINISHED = [
-    dg.DagsterRunStatus.NOT_STARTED,
-    dg.DagsterRunStatus.QUEUED,
-    dg.DagsterRunStatus.STARTING,
-    dg.DagsterRunStatus.STARTED,
-    dg.DagsterRunStatus.CANCELING,
-]
 
 
 def shard_key(spec: DrillSpec) -> dg.AssetKey:
@@ -47,13 +40,8 @@ def part_of(spec: DrillSpec, tags: Mapping[str, str]) -> DrillSpec:
 
 def shards_job(spec: DrillSpec) -> AnyJob:
     """A job over the shards: a run for each."""
-    return dg.define_asset_job(
-        shards_job_name(spec),
-        dg.AssetSelection.assets(shard_key(spec)),
-        description=f"The shards of {spec.name}: launch all of a month as a backfill.",
-        executor_def=dg.in_process_executor,
-        run_tags=run_tags(spec.shards[:1]),
-    )
+    description = f"The shards of {spec.name}: launch all of a month as a backfill."
+    return job_over(shards_job_name(spec), [shard_key(spec)], spec.shards[:1], description)
 
 
 def shards_schedule(job: AnyJob, spec: DrillSpec, cron_schedule: str) -> dg.ScheduleDefinition:
@@ -85,7 +73,7 @@ def is_pending(instance: dg.DagsterInstance, spec: DrillSpec, month: str) -> boo
         if run.job_name == shards_job_name(spec) or shard_key(spec) in (run.asset_selection or ()):
             newest.setdefault(part_of(spec, run.tags).name, run)
     return any(
-        run.status in _UNFINISHED
+        run.status in (*UNFINISHED, dg.DagsterRunStatus.CANCELING)
         or (run.status is dg.DagsterRunStatus.FAILURE and should_retry(instance, run))
         for run in newest.values()
     )
