@@ -7,6 +7,7 @@ import json
 import os
 import random
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -314,6 +315,17 @@ def test_the_kernel_kills_a_service_that_is_out_of_memory(machine: Machine, home
         await_event(machine, "database", "healthy", at)
         assert memory.oom_kills(group) > 0
     assert not group.exists()
+
+
+def test_a_process_that_ended_meanwhile_is_left_out(home: Path) -> None:
+    if memory.why_no_memory_group():
+        pytest.skip(memory.why_no_memory_group())
+    with subprocess.Popen(["true"]) as ended:
+        pass
+    with Sandbox.create(home, "memory") as sandbox, subprocess.Popen(["sleep", "60"]) as living:
+        group = memory.make_group(sandbox, "some")
+        assert memory.move(group, [ended.pid, living.pid]) == 1
+        living.kill()
 
 
 # --- the supervisor -------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from http.client import HTTPConnection
 from pathlib import Path
 from pwd import getpwnam
@@ -173,9 +173,14 @@ class _Machine:
         """Signal every process of a service at once (a killed one: the main process)."""
         at = time.monotonic()
         family = self.supervisor.family(name)
+        signalled = 0
         for member in family[:1] if number == signal.SIGKILL else family:
-            os.kill(member.pid, number)
-        return {"at": at, "processes": len(family)}
+            with suppress(ProcessLookupError):  # it may have ended meanwhile
+                os.kill(member.pid, number)
+                signalled += 1
+        if family and not signalled:
+            raise ServiceError(f"{name} does not run any more")
+        return {"at": at, "processes": signalled}
 
     async def do_limit(self, name: str, resource: str, value: int) -> dict[str, Any]:
         """Lower a resource limit of a service's main process, as its own user."""
@@ -191,12 +196,11 @@ class _Machine:
 
     async def do_starve(self, name: str, group: str) -> dict[str, Any]:
         """Move a service into a memory cgroup."""
-        family = self.supervisor.family(name)
-        if not family:
-            raise ServiceError(f"{name} does not run")
         at = time.monotonic()
-        memory.move(Path(group), (member.pid for member in family))
-        return {"at": at, "processes": len(family)}
+        moved = memory.move(Path(group), (each.pid for each in self.supervisor.family(name)))
+        if not moved:
+            raise ServiceError(f"{name} does not run")
+        return {"at": at, "processes": moved}
 
     async def do_fill(self) -> dict[str, Any]:
         """Fill the volume but for what the file system itself may need to do so."""

@@ -5,6 +5,7 @@ where its parent hands the memory controller down.
 """
 
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from recovery_pipelines.errors import MissingCapability
@@ -39,10 +40,17 @@ def make_group(sandbox: Sandbox, name: str) -> Path:
     return group
 
 
-def move(group: Path, pids: Iterable[int]) -> None:
-    """Move processes into a group: what they allocate from now on counts."""
+def move(group: Path, pids: Iterable[int]) -> int:
+    """Move processes into a group: what they allocate from now on counts.
+
+    Returns how many. Some may end meanwhile, the more so as the first is killed for its memory.
+    """
+    moved = 0
     for pid in pids:
-        (group / "cgroup.procs").write_text(str(pid))
+        with suppress(ProcessLookupError):
+            (group / "cgroup.procs").write_text(str(pid))
+            moved += 1
+    return moved
 
 
 def oom_kills(group: Path) -> int:
